@@ -1,0 +1,303 @@
+"""Facts and commands: everything that comes into `decide`, and everything that goes out.
+
+Every fact is a *cause* (it came from outside: submission, failure, price) or an *outcome* (it follows from what
+was decided: start, progress, exit).  Replay takes all of them; a what-if takes causes only.
+Between boards and in the store they travel in an envelope with kind and version; old versions are read.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, NewType
+
+import msgspec
+
+from qipan.curves import Need, Point
+from qipan.errors import InvalidInput
+from qipan.leases import EngineId, LeaseId, Offer, Order, TaskId, Usage
+
+FactId = NewType("FactId", int)
+
+# ---- commands: down to engines -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Reserve:
+    """Hold the largest of `order.curve`'s points that fits; lapses by itself after `duration_s`."""
+
+    task_id: TaskId
+    lease_id: LeaseId
+    term: int
+    generation: int
+    order: Order
+    needs: tuple[Need, ...]
+    duration_s: float
+    kind: ClassVar[str] = "reserve"
+
+
+@dataclass(frozen=True, slots=True)
+class Start:
+    """Run the task inside the lease at one of the points (a leaf is always given exactly one).
+    `resume_from_s` is work already checkpointed, in seconds at the best point."""
+
+    task_id: TaskId
+    lease_id: LeaseId
+    term: int
+    generation: int
+    attempt: int
+    points: tuple[Point, ...]
+    kind: ClassVar[str] = "start"
+
+
+@dataclass(frozen=True, slots=True)
+class Resize:
+    """Go on at another point: checkpoint, stop, reshard, start.  The next attempt begins with the new point."""
+
+    task_id: TaskId
+    lease_id: LeaseId
+    term: int
+    generation: int
+    attempt: int
+    points: tuple[Point, ...]
+    kind: ClassVar[str] = "resize"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """Checkpoint when `park`, then end the task's processes and give the lease back."""
+
+    task_id: TaskId
+    lease_id: LeaseId
+    term: int
+    generation: int
+    park: bool
+    why: str
+    kind: ClassVar[str] = "stop"
+
+
+@dataclass(frozen=True, slots=True)
+class Renew:
+    """Keep the leases for `duration_s` more."""
+
+    lease_ids: tuple[LeaseId, ...]
+    term: int
+    duration_s: float
+    kind: ClassVar[str] = "renew"
+
+
+Command = Reserve | Start | Resize | Stop | Renew
+
+# ---- facts: up from engines and in from people -------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class EngineOffered:
+    """An engine's current offers; replaces its last ones.  `chooses`: the engine picks among a task's points and
+    gives devices up at its asks by itself (a board does); otherwise the board above does."""
+
+    engine: EngineId
+    offers: tuple[Offer, ...]
+    chooses: bool
+    kind: ClassVar[str] = "engine_offered"
+    cause: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, slots=True)
+class EngineLost:
+    """The engine has been silent for longer than its lease and the margin, or was detached."""
+
+    engine: EngineId
+    why: str
+    kind: ClassVar[str] = "engine_lost"
+    cause: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class CapacityChanged:
+    """Devices of a chip class at a leaf engine failed (negative) or came back (positive)."""
+
+    engine: EngineId
+    chip_class: str
+    devices: int
+    why: str
+    kind: ClassVar[str] = "capacity_changed"
+    cause: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class TaskSubmitted:
+    order: Order
+    hold_micro_cny: int
+    kind: ClassVar[str] = "task_submitted"
+    cause: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class CancelRequested:
+    task_id: TaskId
+    by: str
+    kind: ClassVar[str] = "cancel_requested"
+    cause: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class ParkRequested:
+    """Park everything (Ctrl-C of `up`) or take up work again (`resume`)."""
+
+    park: bool
+    by: str
+    kind: ClassVar[str] = "park_requested"
+    cause: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class CommandReceived:
+    """A command from the parent board."""
+
+    command: Command
+    kind: ClassVar[str] = "command_received"
+    cause: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseGranted:
+    task_id: TaskId
+    lease_id: LeaseId
+    engine: EngineId
+    generation: int
+    needs: tuple[Need, ...]
+    kind: ClassVar[str] = "lease_granted"
+    cause: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, slots=True)
+class LeaseRefused:
+    task_id: TaskId
+    lease_id: LeaseId
+    engine: EngineId
+    generation: int
+    why: str
+    kind: ClassVar[str] = "lease_refused"
+    cause: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, slots=True)
+class TaskStarted:
+    """`place` is the leaf's path from the reporting engine down: "east/dc1/local"."""
+
+    task_id: TaskId
+    lease_id: LeaseId
+    engine: EngineId
+    generation: int
+    attempt: int
+    point_id: str
+    needs: tuple[Need, ...]
+    place: str
+    kind: ClassVar[str] = "task_started"
+    cause: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, slots=True)
+class TaskProgress:
+    """`done_s` and `saved_s`: work done and work in the newest checkpoint, of the whole task, in seconds at the
+    best point.  `detail` is what the task printed (step, loss, rows per second by rank), as JSON text."""
+
+    task_id: TaskId
+    engine: EngineId
+    attempt: int
+    done_s: float
+    saved_s: float
+    detail: str
+    usage: Usage
+    kind: ClassVar[str] = "task_progress"
+    cause: ClassVar[bool] = False
+
+
+Outcome = Literal["done", "failed", "parked", "resized", "lost", "cancelled"]
+
+
+@dataclass(frozen=True, slots=True)
+class TaskExited:
+    """One attempt ended.  After "done", "failed" and "cancelled" the task is over; after "parked" and "lost" its
+    lease is given back (a board may have tried again by itself before saying so: then `final` is False);
+    after "resized" the next attempt follows in the same lease."""
+
+    task_id: TaskId
+    lease_id: LeaseId
+    engine: EngineId
+    generation: int
+    attempt: int
+    outcome: Outcome
+    exit_code: int | None
+    done_s: float
+    saved_s: float
+    why: str
+    usage: Usage
+    final: bool = True
+    kind: ClassVar[str] = "task_exited"
+    cause: ClassVar[bool] = False
+
+
+Fact = (
+    EngineOffered
+    | EngineLost
+    | CapacityChanged
+    | TaskSubmitted
+    | CancelRequested
+    | ParkRequested
+    | CommandReceived
+    | LeaseGranted
+    | LeaseRefused
+    | TaskStarted
+    | TaskProgress
+    | TaskExited
+)
+Message = Fact | Command
+
+#: kind -> class, of everything that is stored or sent
+KINDS: dict[str, Any] = {
+    kind.kind: kind
+    for kind in (
+        Reserve, Start, Resize, Stop, Renew,
+        EngineOffered, EngineLost, CapacityChanged, TaskSubmitted, CancelRequested, ParkRequested, LeaseGranted,
+        LeaseRefused, TaskStarted, TaskProgress, TaskExited,
+    )
+}  # fmt: skip
+
+VERSION = 1
+
+
+class Envelope(msgspec.Struct, frozen=True, array_like=True):
+    """`cause` is the id of the fact or tick that this followed from, at its origin."""
+
+    kind: str
+    version: int
+    cause: str
+    body: msgspec.Raw
+
+
+def encode(message: Message, cause: str = "") -> bytes:
+    if isinstance(message, CommandReceived):
+        inner = encode(message.command, cause)
+        return msgspec.json.encode(Envelope("command_received", VERSION, cause, msgspec.Raw(inner)))
+    return msgspec.json.encode(
+        Envelope(message.kind, VERSION, cause, msgspec.Raw(msgspec.json.encode(message)))
+    )
+
+
+def decode(payload: bytes) -> Message:
+    """Raises InvalidInput on an unknown kind or version, or a body that does not fit."""
+    try:
+        envelope = msgspec.json.decode(payload, type=Envelope)
+        if envelope.version != VERSION:
+            raise InvalidInput(
+                f"{envelope.kind} has version {envelope.version}; this release reads {VERSION}"
+            )
+        if envelope.kind == "command_received":
+            inner = decode(bytes(envelope.body))
+            assert not isinstance(inner, Fact)
+            return CommandReceived(inner)
+        if envelope.kind not in KINDS:
+            raise InvalidInput(f"unknown kind {envelope.kind!r}; update qipan on this board")
+        message: Message = msgspec.json.decode(envelope.body, type=KINDS[envelope.kind])
+        return message
+    except msgspec.MsgspecError as error:
+        raise InvalidInput(f"unreadable message: {error}") from error

@@ -1,0 +1,115 @@
+"""Offers, leases, orders, reasons and receipts: what boards and engines say to each other about capacity."""
+
+from dataclasses import dataclass
+from typing import NewType
+
+from qipan.curves import Curve, Need
+from qipan.hardware import ChipClassId
+
+TaskId = NewType("TaskId", str)
+LeaseId = NewType("LeaseId", str)
+EngineId = NewType("EngineId", str)
+
+
+@dataclass(frozen=True, slots=True)
+class AskStep:
+    """`devices` more of the chip class can be had at this price (shadow price or bid) per device-hour."""
+
+    devices: int
+    price_micro_cny_per_device_hour: int
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What an engine can give of one chip class.  `devices` is the usable capacity, free or not.
+    `asks` is cumulative in order, cheapest first: the devices it would give to a new task, and at what price.
+    `tariff` is the posted price a tenant pays.  `largest_gang` is the largest number one task can get at once."""
+
+    chip_class: ChipClassId
+    devices: int
+    asks: tuple[AskStep, ...]
+    largest_gang: int
+    tariff_micro_cny_per_device_hour: int
+    site: str = ""
+    region: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """A task as it travels down the tree: the scheduler never sees a model, only this.
+    `bid` is what the task pays for a device-hour at its most efficient point; `launch` is what a leaf engine needs
+    to run it (opaque bytes here: workload.Launch encoded)."""
+
+    task_id: TaskId
+    tenant: str
+    name: str
+    curve: Curve
+    bid_micro_cny_per_device_hour: int
+    submitted_s: float
+    deadline_s: float | None = None
+    elastic: bool = False
+    objective: str = "balanced"
+    regions: tuple[str, ...] = ()  # glob patterns of regions allowed; empty: any
+    vendors: tuple[str, ...] = ()  # vendors allowed; empty: any
+    data_bytes_at: tuple[tuple[str, int], ...] = ()  # site -> bytes of the task's data lying there
+    on_partition: str = "wait"
+    launch: bytes = b""
+
+
+@dataclass(frozen=True, slots=True)
+class Lease:
+    """Devices held at one engine for a stated time.  `until_lease_s` is on the holder's monotonic clock."""
+
+    lease_id: LeaseId
+    engine: EngineId
+    task_id: TaskId
+    needs: tuple[Need, ...]
+    until_lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    """Why something was decided about a task: a computed sentence and the values it rests on."""
+
+    task_id: TaskId
+    verdict: str  # "placed", "waits", "shrunk", "grown", "preempted", "moved", "refused", "restarted", ...
+    text: str
+    values: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """One attempt's use at one leaf engine: the metering record.  Cumulative while running, final when `ended`."""
+
+    task_id: TaskId
+    attempt: int
+    board: str
+    engine: EngineId
+    chip_class: ChipClassId
+    devices: int
+    point_id: str
+    started_s: float
+    until_s: float
+    device_s: float
+    ended: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptLine:
+    usage: Usage
+    tariff_version: str
+    tariff_micro_cny_per_device_hour: int
+    cost_micro_cny: int
+
+
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """A record of what ran, where, on what, how much, at which tariff.  `signature` is over the rest."""
+
+    task_id: TaskId
+    tenant: str
+    lines: tuple[ReceiptLine, ...]
+    cost_micro_cny: int
+    outcome: str
+    lost_work_s: float
+    signature: str = ""

@@ -1,0 +1,150 @@
+"""How model and data are split over devices, chip classes and sites: one frozen value, made by the planner,
+handed to the trainer in `QIPAN_STRATEGY`, kept in every checkpoint and receipt."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+import msgspec
+
+from qipan.errors import InvalidInput
+
+VERSION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """One pipeline stage on one chip class.  `layers` are half-open ranges [a, b); devices = tp * cp * dp
+    (ep divides dp).  `rows_per_dp` holds the rows of the global batch each data-parallel rank works on."""
+
+    chip_class: str
+    layers: tuple[tuple[int, int], ...]
+    tp: int = 1
+    sp: bool = False
+    cp: int = 1
+    ep: int = 1
+    dp: int = 1
+    rows_per_dp: tuple[int, ...] = ()
+
+    @property
+    def devices(self) -> int:
+        return self.tp * self.cp * self.dp
+
+
+@dataclass(frozen=True, slots=True)
+class SiteStrategy:
+    """The stages at one site.  `micro_batches` is a count, the same on every rank.
+    `zero`: 0 plain data parallel (DDP), 1 optimiser, 2 + gradients, 3 + parameters (FSDP2)."""
+
+    id: str
+    stages: tuple[Stage, ...]
+    micro_batches: int = 1
+    schedule: Literal[
+        "none", "gpipe", "1f1b", "interleaved_1f1b", "interleaved_zero_bubble", "zbv", "dualpipev"
+    ] = "none"
+    zero: Literal[0, 1, 2, 3] = 0
+    recompute: Literal["none", "selective", "full"] = "none"
+    precision: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
+    offload: bool = False
+
+    @property
+    def devices(self) -> int:
+        return sum(stage.devices for stage in self.stages)
+
+
+@dataclass(frozen=True, slots=True)
+class Outer:
+    """Exchange between sites every `every` inner steps (local SGD / DiLoCo).  Never exact."""
+
+    every: int
+    optimizer: Literal["average", "nesterov"] = "average"
+    lr: float = 1.0
+    momentum: float = 0.0
+    codec: Literal["fp32", "bf16", "int8"] = "fp32"
+    grace_s: float = 10.0
+    min_sites: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Strategy:
+    """`outer` None means exact: the same loss as one device within rounding."""
+
+    seed: int
+    seq: int
+    global_batch_rows: int
+    sites: tuple[SiteStrategy, ...]
+    outer: Outer | None = None
+    version: int = VERSION
+
+    @property
+    def devices(self) -> int:
+        return sum(site.devices for site in self.sites)
+
+    @property
+    def exact(self) -> bool:
+        return self.outer is None
+
+    def to_json(self) -> str:
+        return msgspec.json.encode(self).decode()
+
+    def label(self) -> str:
+        """A short name for tables: `dp4`, `fsdp4`, `tp2xdp2`, `pp2xdp2`, two sites joined by ` + `."""
+        return " + ".join(_site_label(site) for site in self.sites)
+
+
+def parse_strategy(text: str | bytes) -> Strategy:
+    """Decode and check.  Raises InvalidInput."""
+    try:
+        strategy = msgspec.json.decode(text, type=Strategy)
+    except msgspec.MsgspecError as error:
+        raise InvalidInput(
+            f"strategy is not readable: {error}; give the JSON of TRAINING's Strategy value"
+        ) from error
+    check_strategy(strategy)
+    return strategy
+
+
+def check_strategy(strategy: Strategy) -> None:
+    """Refuse by name what the trainer cannot mean.  Raises InvalidInput."""
+    if strategy.version != VERSION:
+        raise InvalidInput(f"strategy version is {strategy.version}; this trainer reads {VERSION}")
+    if not strategy.sites or any(not site.stages for site in strategy.sites):
+        raise InvalidInput("strategy has a site without stages; give at least one stage per site")
+    if len(strategy.sites) > 1 and strategy.outer is None:
+        raise InvalidInput(f"{len(strategy.sites)} sites need `outer`; set how often they exchange")
+    rows = 0
+    for site in strategy.sites:
+        for stage in site.stages:
+            if min(stage.tp, stage.cp, stage.ep, stage.dp) < 1:
+                raise InvalidInput(f"site {site.id}: tp, cp, ep, dp must be 1 or more, got {stage}")
+            if len(stage.rows_per_dp) != stage.dp:
+                raise InvalidInput(
+                    f"site {site.id}: rows_per_dp has {len(stage.rows_per_dp)} entries for dp={stage.dp}"
+                )
+            if sum(stage.rows_per_dp) != sum(site.stages[0].rows_per_dp):
+                raise InvalidInput(f"site {site.id}: stages disagree on the rows of the batch")
+            for count in stage.rows_per_dp:
+                if count < site.micro_batches:
+                    raise InvalidInput(
+                        f"site {site.id}: a data-parallel rank has {count} rows for {site.micro_batches} micro-batches;"
+                        " lower micro_batches or dp"
+                    )
+        rows += sum(site.stages[0].rows_per_dp)
+    if rows != strategy.global_batch_rows:
+        raise InvalidInput(
+            f"rows_per_dp sum to {rows}, global_batch_rows is {strategy.global_batch_rows}; they must be equal"
+        )
+
+
+def _site_label(site: SiteStrategy) -> str:
+    first = site.stages[0]
+    data = "fsdp" if site.zero == 3 else "zero" + str(site.zero) + "-dp" if site.zero else "dp"
+    parts = []
+    if len(site.stages) > 1:
+        parts.append(f"pp{len(site.stages)}")
+    if first.tp > 1:
+        parts.append(f"tp{first.tp}")
+    if first.cp > 1:
+        parts.append(f"cp{first.cp}")
+    if first.dp > 1 or not parts:
+        parts.append(f"{data}{first.dp}")
+    return "x".join(parts)
