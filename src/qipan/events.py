@@ -75,11 +75,14 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Renew:
-    """Keep the leases for `duration_s` more."""
+    """Keep the leases until `asked_lease_s + duration_s` on the holder's clock, where `asked_lease_s` is the stamp
+    the holder put into its RenewalAsked; None for an engine called directly: from now on.  A renewal that arrives
+    late therefore never extends past what its sender counts on (Gray and Cheriton 1989)."""
 
     lease_ids: tuple[LeaseId, ...]
     term: int
     duration_s: float
+    asked_lease_s: float | None = None
     kind: ClassVar[str] = "renew"
 
 
@@ -108,6 +111,17 @@ class EngineLost:
     why: str
     kind: ClassVar[str] = "engine_lost"
     cause: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class RenewalAsked:
+    """A child board asks its parent to renew the leases it holds from it; `asked_lease_s` is on its own clock."""
+
+    engine: EngineId
+    lease_ids: tuple[LeaseId, ...]
+    asked_lease_s: float
+    kind: ClassVar[str] = "renewal_asked"
+    cause: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +253,7 @@ class TaskExited:
 Fact = (
     EngineOffered
     | EngineLost
+    | RenewalAsked
     | CapacityChanged
     | TaskSubmitted
     | CancelRequested
@@ -257,7 +272,7 @@ KINDS: dict[str, Any] = {
     kind.kind: kind
     for kind in (
         Reserve, Start, Resize, Stop, Renew,
-        EngineOffered, EngineLost, CapacityChanged, TaskSubmitted, CancelRequested, ParkRequested, LeaseGranted,
+        EngineOffered, EngineLost, RenewalAsked, CapacityChanged, TaskSubmitted, CancelRequested, ParkRequested, LeaseGranted,
         LeaseRefused, TaskStarted, TaskProgress, TaskExited,
     )
 }  # fmt: skip

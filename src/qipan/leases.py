@@ -54,6 +54,9 @@ class Order:
     data_bytes_at: tuple[tuple[str, int], ...] = ()  # site -> bytes of the task's data lying there
     on_partition: str = "wait"
     launch: bytes = b""
+    saved_s: float = 0.0  # work already checkpointed, in seconds at the best point
+    attempt: int = 0  # attempts made so far, anywhere in the tree
+    preemptible: bool = True  # an elastic task may be parked for a dearer one
 
 
 @dataclass(frozen=True, slots=True)

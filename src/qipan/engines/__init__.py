@@ -10,7 +10,8 @@ from qipan.leases import EngineId
 class Engine(Protocol):
     """Commands return nothing: what came of them is a fact.  Every command may arrive twice; one with a
     (term, generation) not above the task's last is ignored.  Leases lapse by themselves: the task is then
-    parked (checkpoint, stop) as if told so.  Facts are numbered by the engine from 1 without gaps, survive
+    parked (checkpoint, stop) as if told so.  A command that names a lease the engine does not hold is answered by
+    LeaseRefused.  Facts are numbered by the engine from 1 without gaps, survive
     its restart, and may be asked for again."""
 
     engine: EngineId
