@@ -1,0 +1,255 @@
+"""The loop of a board, and the only one: gather facts, decide, store, then let commands go.
+
+Facts, the tick and its decision are stored in one transaction before any command leaves.  After a crash the state
+is built again from the newest snapshot and the ticks after it, and the last command of every task on the way is
+sent once more; engines ignore what they know.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import msgspec
+
+from qipan.clock import Clock
+from qipan.engines import Engine
+from qipan.engines.board import BoardEngine, ParentLink
+from qipan.errors import QipanError
+from qipan.events import Command, CommandReceived, Fact, Renew, Reserve, Resize, Start, Stop, decode, encode
+from qipan.hardware import BoardId
+from qipan.leases import EngineId, Reason
+from qipan.scheduler import Decision, Moment, Settings, State, decide
+from qipan.store import Posting, Store, StoredFact, StoredTick
+
+HERE = "here"
+PARENT = "parent"
+
+
+class Bookkeeper(Protocol):
+    """Turns facts into ledger postings at the topmost board.  Its state is rebuilt by replay."""
+
+    def postings(self, fact: Fact, now_s: float) -> Sequence[Posting]: ...
+
+    def encode(self) -> bytes: ...
+
+    def restore(self, body: bytes) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """`last` holds each live task's newest command, encoded, with its engine."""
+
+    state: State
+    last: dict[str, tuple[str, bytes]]
+    books: bytes
+
+
+class Controller:
+    def __init__(
+        self,
+        board: BoardId,
+        store: Store,
+        clock: Clock,
+        engines: Mapping[EngineId, Engine],
+        parent: ParentLink | None = None,
+        settings: Settings = Settings(),  # noqa: B008  (frozen)
+        books: Bookkeeper | None = None,
+        snapshot_every: int = 500,
+    ) -> None:
+        self.board = board
+        self.store = store
+        self.clock = clock
+        self.engines = dict(sorted(engines.items()))
+        self.parent = parent
+        self.books = books
+        self.state = State(board, settings, top=parent is None)
+        self._snapshot_every = snapshot_every
+        self._inbox: list[Fact] = []
+        self._last: dict[str, tuple[str, bytes]] = {}
+        self._wake_s: float | None = None
+        self._recover()
+
+    # ---- one step --------------------------------------------------------------------------------------------------
+
+    def accept(self, fact: Fact) -> None:
+        """Take a fact from people; it is durable after the next `step`."""
+        self._inbox.append(fact)
+
+    def step(self) -> bool:
+        """Gather, decide, store, send.  Returns whether there was anything to decide on."""
+        moment = Moment(self.clock.now_s(), self.clock.lease_s())
+        gathered = self._gather()
+        due = self._wake_s is not None and moment.now_s >= self._wake_s
+        if gathered or due:
+            self._tick(gathered, moment)
+        self._flush(moment)
+        return bool(gathered) or due
+
+    @property
+    def wake_s(self) -> float | None:
+        """When `step` has something to do by time alone."""
+        times = [time_s for time_s in (self._wake_s, self._resend_s) if time_s is not None]
+        return min(times) if times else None
+
+    _resend_s: float | None = None
+
+    def _gather(self) -> list[tuple[str, int, Fact]]:
+        """(source, the source's number, fact)."""
+        gathered: list[tuple[str, int, Fact]] = []
+        here = self.store.cursor(HERE)
+        for i, fact in enumerate(self._inbox):
+            gathered.append((HERE, here + 1 + i, fact))
+        self._inbox.clear()
+        if self.parent is not None:
+            above = self.store.cursor(PARENT)
+            for i, command in enumerate(self.parent.commands()):
+                gathered.append((PARENT, above + 1 + i, command))
+        for name, engine in self.engines.items():
+            gathered += [(name, seq, fact) for seq, fact in engine.observe(self.store.cursor(name))]
+        return gathered
+
+    def _tick(self, gathered: Sequence[tuple[str, int, Fact]], moment: Moment) -> None:
+        facts = [fact for _, _, fact in gathered]
+        decision = decide(self.state, facts, moment)
+        cause = f"{self.board}/{decision.tick}"
+        stored = [
+            StoredFact(source, seq, fact.kind, task_of(fact), encode(fact, cause))
+            for source, seq, fact in gathered
+        ]
+        tick = StoredTick(decision.tick, moment.now_s, moment.lease_s, self.clock.boot_id(), b"", ())
+        reports = [encode(report, cause) for report in decision.reports]
+        body = encode_decision(decision)
+        tick = StoredTick(decision.tick, moment.now_s, moment.lease_s, self.clock.boot_id(), body, ())
+        postings = self._postings(facts, moment.now_s)
+        numbers = self.store.record(stored, tick, reports, decision.reasons, postings)
+        self._wake_s = decision.wake_s
+        if self.parent is not None:
+            self.parent.report(zip(numbers, reports, strict=True))
+        self._remember(decision)
+        for sent in decision.commands:
+            deliver(self.engines[sent.engine], sent.command)
+        if decision.tick % self._snapshot_every == 0:
+            self.snapshot()
+
+    def _postings(self, facts: Sequence[Fact], now_s: float) -> list[Posting]:
+        if self.books is None:
+            return []
+        return [posting for fact in facts for posting in self.books.postings(fact, now_s)]
+
+    def _remember(self, decision: Decision) -> None:
+        for sent in decision.commands:
+            if not isinstance(sent.command, Renew):
+                self._last[sent.command.task_id] = (sent.engine, encode(sent.command))
+        for task_id, _ in decision.ended:
+            self._last.pop(task_id, None)
+
+    def _flush(self, moment: Moment) -> None:
+        times = [
+            engine.flush(moment.now_s) for engine in self.engines.values() if isinstance(engine, BoardEngine)
+        ]
+        if self.parent is not None:
+            times.append(self.parent.flush(moment.now_s))
+            self.store.forget_reports(self.parent.acknowledged)
+        self._resend_s = min((time_s for time_s in times if time_s is not None), default=None)
+
+    # ---- start again -----------------------------------------------------------------------------------------------
+
+    def snapshot(self) -> None:
+        books = self.books.encode() if self.books else b""
+        body = msgspec.msgpack.encode(Snapshot(self.state, self._last, books))
+        self.store.save_snapshot(self.state.tick, body)
+
+    def _recover(self) -> None:
+        found = self.store.snapshot()
+        if found is not None:
+            snapshot = msgspec.msgpack.decode(found[1], type=Snapshot)
+            self.state, self._last = snapshot.state, dict(snapshot.last)
+            if self.books is not None:
+                self.books.restore(snapshot.books)
+        for tick in self.store.ticks(after=self.state.tick):
+            decision = replay_tick(self.state, tick)
+            if self.books is not None:
+                self._postings([fact_of(body) for body in tick.facts], tick.now_s)
+            self._remember(decision)
+            self._wake_s = decision.wake_s
+        if self.parent is not None:
+            self.parent.report(self.store.reports_after(0, most=1_000_000))
+        for task_id, (engine, body) in sorted(self._last.items()):
+            if task_id in self.state.tasks and engine in self.engines:
+                command = decode(body)
+                assert not isinstance(command, Fact)
+                deliver(self.engines[EngineId(engine)], command)
+
+
+def deliver(engine: Engine, command: Command) -> None:
+    match command:
+        case Reserve():
+            engine.reserve(command)
+        case Start():
+            engine.start(command)
+        case Resize():
+            engine.resize(command)
+        case Stop():
+            engine.stop(command)
+        case Renew():
+            engine.renew(command)
+
+
+# ---- replay ----------------------------------------------------------------------------------------------------------
+
+
+def replay_tick(state: State, tick: StoredTick) -> Decision:
+    """Decide again from stored facts.  Raises QipanError when the commands are not the stored ones, byte for byte."""
+    facts = [fact_of(body) for body in tick.facts]
+    decision = decide(state, facts, Moment(tick.now_s, tick.lease_s))
+    again = encode_decision(decision)
+    if again != tick.decision:
+        raise QipanError(
+            f"board {state.board}, tick {tick.tick}: deciding again gave other commands than stored;"
+            " the store was written by another release, or a decision read something that is not a fact.\n"
+            f"  stored: {tick.decision[:600]!r}\n  again:  {again[:600]!r}"
+        )
+    return decision
+
+
+def verify(store: Store, board: BoardId, settings: Settings, *, top: bool) -> int:
+    """Replay all ticks of a store from the beginning; returns their number.  Raises QipanError at the first
+    tick that differs."""
+    state = State(board, settings, top=top)
+    count = 0
+    for tick in store.ticks():
+        replay_tick(state, tick)
+        count += 1
+    return count
+
+
+def fact_of(body: bytes) -> Fact:
+    message = decode(body)
+    assert isinstance(message, Fact), f"{message} is no fact"
+    return message
+
+
+def encode_decision(decision: Decision) -> bytes:
+    """Stable bytes of a decision: what `--verify` compares."""
+    return msgspec.json.encode(
+        (
+            decision.board,
+            decision.term,
+            decision.tick,
+            [(sent.engine, msgspec.Raw(encode(sent.command))) for sent in decision.commands],
+            [msgspec.Raw(encode(report)) for report in decision.reports],
+            decision.reasons,
+            decision.ended,
+            decision.wake_s,
+        )
+    )
+
+
+def task_of(fact: Fact) -> str:
+    if isinstance(fact, CommandReceived):
+        return "" if isinstance(fact.command, Renew) else fact.command.task_id
+    order = getattr(fact, "order", None)
+    return str(order.task_id if order is not None else getattr(fact, "task_id", ""))
+
+
+__all__ = ["Bookkeeper", "Controller", "Reason", "verify"]

@@ -1,0 +1,91 @@
+"""Another board as an engine, and the child's end of the same channel.  Both see only bytes."""
+
+from collections.abc import Iterable
+
+from qipan.channel import Carrier, Link
+from qipan.events import (
+    Command,
+    CommandReceived,
+    Fact,
+    Message,
+    Renew,
+    Reserve,
+    Resize,
+    Start,
+    Stop,
+    decode,
+    encode,
+)
+from qipan.leases import EngineId
+
+
+class BoardEngine:
+    """The parent's end.  Reports of the child carry the child's durable numbers; they are taken in order and
+    acknowledged when `observe` is called with a higher `after`, which the controller does once they are stored."""
+
+    def __init__(self, engine: EngineId, carrier: Carrier, incarnation: int) -> None:
+        self.engine = engine
+        self._link = Link(carrier, incarnation)
+        self._waiting: list[tuple[int, Fact]] = []
+
+    def reserve(self, command: Reserve) -> None:
+        self._send(command)
+
+    def start(self, command: Start) -> None:
+        self._send(command)
+
+    def resize(self, command: Resize) -> None:
+        self._send(command)
+
+    def stop(self, command: Stop) -> None:
+        self._send(command)
+
+    def renew(self, command: Renew) -> None:
+        self._send(command)
+
+    def _send(self, command: Command) -> None:
+        self._link.push(encode(command))
+
+    def observe(self, after: int) -> list[tuple[int, Fact]]:
+        for seq, body in self._link.receive():
+            message = decode(body)
+            assert isinstance(message, Fact)
+            self._waiting.append((seq, message))
+        self._waiting = [(seq, fact) for seq, fact in self._waiting if seq > after]
+        return list(self._waiting)
+
+    def flush(self, now_s: float) -> float | None:
+        """Send and acknowledge.  Called after what `observe` gave was stored.  Returns when to call again."""
+        self._link.flush(now_s)
+        return self._link.next_send_s()
+
+
+class ParentLink:
+    """The child's end: reports go up with their numbers from the store, commands come down."""
+
+    def __init__(self, carrier: Carrier, incarnation: int) -> None:
+        self._link = Link(carrier, incarnation)
+        self._waiting: list[Message] = []
+
+    def report(self, numbered: Iterable[tuple[int, bytes]]) -> None:
+        for seq, body in numbered:
+            if seq > self._link.last_pushed:
+                self._link.push(body, seq)
+
+    def commands(self) -> list[CommandReceived]:
+        """Commands that arrived since the last call, in order."""
+        received = []
+        for _, body in self._link.receive():
+            message = decode(body)
+            assert not isinstance(message, Fact)
+            received.append(CommandReceived(message))
+        return received
+
+    def flush(self, now_s: float) -> float | None:
+        """Send and acknowledge.  Called after what `commands` gave was stored.  Returns when to call again."""
+        self._link.flush(now_s)
+        return self._link.next_send_s()
+
+    @property
+    def acknowledged(self) -> int:
+        return self._link.acknowledged

@@ -1,0 +1,152 @@
+"""Ask curves: what a board would give a new task, and at what price.
+
+Free devices cost nothing more (the tariff is apart).  Devices of running elastic tasks cost what their owners
+would lose: the value of the progress given up and of the change itself.  These are shadow prices inside one owner.
+"""
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from qipan.curves import Point
+from qipan.leases import AskStep, EngineId, Offer
+from qipan.scheduler.bids import change_cost, point_value, progress_value, time_left_s
+from qipan.scheduler.state import EngineState, Moment, Phase, State, TaskState
+
+SECONDS_PER_HOUR = 3600
+
+
+def engine_key(engine: EngineId, chip_class: str) -> str:
+    return f"{engine}|{chip_class}"
+
+
+def free_devices(state: State, tasks: Iterable[TaskState]) -> dict[str, int]:
+    """(engine, chip class) -> devices at directly called engines that none of `tasks` holds."""
+    free: dict[str, int] = {}
+    for engine, known in state.engines.items():
+        if not known.chooses and not known.lost:
+            for offer in known.offers:
+                key = engine_key(engine, offer.chip_class)
+                free[key] = free.get(key, 0) + offer.devices
+    for task in tasks:
+        if task.engine is not None:
+            for need in task.needs:
+                key = engine_key(task.engine, need.chip_class)
+                if key in free:
+                    free[key] -= need.devices
+    return free
+
+
+def asks_of(state: State, moment: Moment) -> tuple[Offer, ...]:
+    """This board's offers to its parent: one per (chip class, site), sorted."""
+    offers: dict[tuple[str, str], Offer] = {}
+    free = free_devices(state, state.tasks.values())
+    for engine, known in sorted(state.engines.items()):
+        if known.lost:
+            continue
+        for offer in known.offers:
+            if known.chooses:
+                own = _less_sent(state, engine, offer)
+            else:
+                own = _leaf_ask(
+                    state, engine, known, offer, free[engine_key(engine, offer.chip_class)], moment
+                )
+            key = (offer.chip_class, offer.site)
+            offers[key] = _join(offers[key], own, state.settings.ask_steps) if key in offers else own
+    return tuple(offers[key] for key in sorted(offers))
+
+
+def price_of(offer: Offer, devices: int, already_sent: int) -> float | None:
+    """Micro-CNY per hour for `devices` from the cheapest step on, after `already_sent`; None when there are too few."""
+    price, skip, want = 0.0, already_sent, devices
+    for step in offer.asks:
+        skipped = min(skip, step.devices)
+        take = min(want, step.devices - skipped)
+        price += take * step.price_micro_cny_per_device_hour
+        skip, want = skip - skipped, want - take
+        if want == 0:
+            return price
+    return None
+
+
+def _leaf_ask(
+    state: State, engine: EngineId, known: EngineState, offer: Offer, free: int, moment: Moment
+) -> Offer:
+    steps = [AskStep(free, 0)] if free > 0 else []
+    if state.settings.asks:
+        for task in state.tasks.values():
+            if (
+                task.engine == engine
+                and task.phase is Phase.RUNNING
+                and task.order.elastic
+                and task.order.preemptible
+            ):
+                steps += _give_up(task, offer, moment)
+    steps.sort(key=lambda step: (step.price_micro_cny_per_device_hour, step.devices))
+    steps = steps[: state.settings.ask_steps]
+    return replace(offer, asks=tuple(steps), largest_gang=sum(step.devices for step in steps))
+
+
+def _give_up(task: TaskState, offer: Offer, moment: Moment) -> list[AskStep]:
+    """What the task would lose per device-hour, from its current point down to nothing, never falling on the way
+    (devices are given up in this order).  Prices keep two digits, so that the curve changes seldom."""
+    now = task.point()
+    if now is None or now.needs[0].chip_class != offer.chip_class:
+        return []
+    value = progress_value(task.order, task.done_s, moment.now_s)
+    change = change_cost(task.order, now, value, 0.0) / time_left_s(task.order, now, task.done_s)
+    steps, point, floor = [], now, 0.0
+    while point is not None:
+        below = _next_below(task, point, offer.chip_class)
+        devices = point.devices - (below.devices if below else 0)
+        lost = _worth(task, point, offer, value) - (_worth(task, below, offer, value) if below else 0.0)
+        floor = max(floor, (lost + (change if point is now else 0.0)) / devices)
+        steps.append(AskStep(devices, two_digits(floor * SECONDS_PER_HOUR)))
+        point = below  # type: ignore[assignment]
+    return steps
+
+
+def _worth(task: TaskState, point: Point, offer: Offer, value: float) -> float:
+    return point_value(task.order, point, offer.tariff_micro_cny_per_device_hour, value)
+
+
+def _next_below(task: TaskState, point: Point, chip_class: str) -> Point | None:
+    allowed = task.parent.points if task.parent is not None else ()
+    smaller = [
+        other
+        for other in task.order.curve.points
+        if other.devices < point.devices
+        and other.needs[0].chip_class == chip_class
+        and (not allowed or other.point_id in allowed)
+    ]
+    return max(smaller, key=lambda other: (other.devices, other.rate, other.point_id)) if smaller else None
+
+
+def two_digits(price: float) -> int:
+    """Rounded up to two significant digits."""
+    whole = max(0, round(price))
+    scale: int = 10 ** max(0, len(str(whole)) - 2)
+    return -(-whole // scale) * scale
+
+
+def _less_sent(state: State, engine: EngineId, offer: Offer) -> Offer:
+    """A child's offer less what was ordered from it since."""
+    sent = state.sent_down.get(f"{engine}|{offer.chip_class}|{offer.site}", 0)
+    steps = []
+    for step in offer.asks:
+        taken = min(sent, step.devices)
+        sent -= taken
+        if step.devices > taken:
+            steps.append(AskStep(step.devices - taken, step.price_micro_cny_per_device_hour))
+    return replace(offer, asks=tuple(steps), largest_gang=sum(step.devices for step in steps))
+
+
+def _join(first: Offer, second: Offer, most: int) -> Offer:
+    steps = sorted(
+        (*first.asks, *second.asks), key=lambda step: (step.price_micro_cny_per_device_hour, step.devices)
+    )
+    return replace(
+        first,
+        devices=first.devices + second.devices,
+        asks=tuple(steps[:most]),
+        largest_gang=max(first.largest_gang, second.largest_gang),
+    )

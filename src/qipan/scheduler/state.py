@@ -1,0 +1,167 @@
+"""What a board knows: its engines and its live tasks.  Owned by `decide`, which updates it in place; the values
+in it are frozen.  Nothing here knows where in the tree the board stands."""
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from qipan.curves import Need, Point
+from qipan.events import Command, Fact
+from qipan.hardware import BoardId
+from qipan.leases import EngineId, LeaseId, Offer, Order, Reason, TaskId
+
+
+class Phase(StrEnum):
+    QUEUED = "queued"  # no lease below
+    RESERVING = "reserving"  # Reserve is on its way
+    RESERVED = "reserved"  # granted below; waits for the parent's Start
+    STARTING = "starting"  # Start is on its way
+    RUNNING = "running"
+    RESIZING = "resizing"  # running, ordered to go on at another point
+    STOPPING = "stopping"  # ordered to stop; what follows is in `after_stop`
+
+
+class AfterStop(StrEnum):
+    QUEUE = "queue"  # goes back into this board's queue
+    RETURN = "return"  # goes back to the parent
+    END = "end"  # is over (cancelled)
+
+
+@dataclass(frozen=True, slots=True)
+class ParentLease:
+    """This task came from the parent, within this lease.  `points` are those it may use; empty until Start."""
+
+    lease_id: LeaseId
+    term: int
+    generation: int
+    until_lease_s: float
+    answered: bool = False  # LeaseGranted was sent up
+    started: bool = False  # Start came down
+    points: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskState:
+    """One live task.  `needs` is what it holds (or asks for) at `engine`; `generation` counts every command on the
+    task anywhere in the tree that this board heard of.  `refused` maps engine -> the time until which it is not
+    asked again."""
+
+    order: Order
+    phase: Phase
+    since_s: float
+    parent: ParentLease | None = None
+    engine: EngineId | None = None
+    lease_id: LeaseId | None = None
+    point_id: str = ""
+    target_id: str = ""  # while resizing: the point it goes to
+    needs: tuple[Need, ...] = ()
+    place: str = ""
+    generation: int = 0
+    attempt: int = 0
+    done_s: float = 0.0
+    saved_s: float = 0.0
+    lost_s: float = 0.0
+    after_stop: AfterStop = AfterStop.QUEUE
+    stop_why: str = ""
+    lease_until_s: float = 0.0  # on this board's lease clock, margin not included
+    refused: tuple[tuple[EngineId, float], ...] = ()
+    promised_until_s: float = 0.0  # devices are being freed for it; until then it waits here
+    why_waiting: str = ""
+
+    @property
+    def task_id(self) -> TaskId:
+        return self.order.task_id
+
+    def point(self) -> Point | None:
+        return self.order.curve.point(self.point_id) if self.point_id else None
+
+    def target(self) -> Point | None:
+        return self.order.curve.point(self.target_id) if self.target_id else None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineState:
+    """`chooses`: it picks among a task's points and gives devices up at its asks by itself."""
+
+    offers: tuple[Offer, ...]
+    chooses: bool
+    lost: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """How a board behaves.  Durations in seconds."""
+
+    lease_s: float = 60.0
+    margin_s: float = 10.0  # waited beyond a lease before its task is placed elsewhere
+    retry_s: float = 5.0  # an engine that refused a task is asked again after this
+    asks: bool = True  # False: only free devices are offered upward (for measuring what prices are worth)
+    elastic: bool = True
+    ask_steps: int = 12
+
+
+@dataclass(slots=True)
+class State:
+    """`tasks`: every task not over.  `over`: task -> how it ended.  `sent_down`: engine -> (chip class, site) ->
+    devices ordered since its last offer."""
+
+    board: BoardId
+    settings: Settings = Settings()
+    top: bool = True  # no parent is attached
+    term: int = 1
+    tick: int = 0
+    engines: dict[EngineId, EngineState] = field(default_factory=dict)
+    tasks: dict[TaskId, TaskState] = field(default_factory=dict)
+    over: dict[TaskId, str] = field(default_factory=dict)
+    sent_down: dict[str, int] = field(default_factory=dict)
+    parked: bool = False
+    published: tuple[Offer, ...] = ()
+    renewed_s: float = 0.0  # when leases at directly called engines were last renewed
+    asked_s: float = 0.0  # when renewal was last asked from the parent
+    lease_sequence: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """The time of a tick: `now_s` for deadlines, `lease_s` for leases."""
+
+    now_s: float
+    lease_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ToEngine:
+    engine: EngineId
+    command: Command
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """What one tick decided.  It names the state it was made from (`board`, `term`, `tick`), makes no choices
+    when applied, and applying it twice is the same as once.  `wake_s`: when to decide again if nothing comes in."""
+
+    board: BoardId
+    term: int
+    tick: int
+    commands: tuple[ToEngine, ...] = ()
+    reports: tuple[Fact, ...] = ()  # to the parent
+    reasons: tuple[Reason, ...] = ()
+    ended: tuple[tuple[TaskId, str], ...] = ()
+    wake_s: float | None = None
+
+
+@dataclass(slots=True)
+class Draft:
+    """A decision while it is being made."""
+
+    moment: Moment
+    commands: list[ToEngine] = field(default_factory=list)
+    reports: list[Fact] = field(default_factory=list)
+    reasons: list[Reason] = field(default_factory=list)
+    ended: list[tuple[TaskId, str]] = field(default_factory=list)
+
+    def because(self, task_id: TaskId, verdict: str, text: str, **values: object) -> None:
+        self.reasons.append(
+            Reason(
+                task_id, verdict, text, tuple((name, str(value)) for name, value in sorted(values.items()))
+            )
+        )

@@ -1,0 +1,87 @@
+"""A tree of boards in one process: controllers joined by channels.  What stands at the leaves, which store and
+which clock is handed in, so the host and the twin build the very same tree."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from qipan.channel import Carrier, carrier_pair
+from qipan.clock import Clock
+from qipan.controller import Bookkeeper, Controller
+from qipan.engines import Engine
+from qipan.engines.board import BoardEngine, ParentLink
+from qipan.hardware import BoardId, BoardSpec
+from qipan.leases import EngineId
+from qipan.scheduler import Settings
+from qipan.store import Store
+
+WrapCarrier = Callable[[BoardId, BoardId, Carrier], Carrier]
+
+
+@dataclass(slots=True)
+class Tree:
+    """`controllers` parents first.  `engines` are the leaves' own; `carriers` the ends of the links, by
+    (board, other board); all of them outlive the restart of a board."""
+
+    spec: BoardSpec
+    clock: Clock
+    settings: Settings
+    stores: dict[BoardId, Store]
+    engines: dict[BoardId, Engine]
+    books: Bookkeeper | None = None
+    carriers: dict[tuple[BoardId, BoardId], Carrier] = field(default_factory=dict)
+    controllers: dict[BoardId, Controller] = field(default_factory=dict)
+
+    @property
+    def root(self) -> Controller:
+        return self.controllers[self.spec.board]
+
+    def step(self) -> bool:
+        """Step every board once, parents first.  Returns whether any had something to decide on."""
+        busy = [controller.step() for controller in self.controllers.values()]
+        return any(busy)
+
+    def start(self, board: BoardId) -> None:
+        """Start a board, or start it again after a crash: its state comes from its store."""
+        spec = next(spec for spec in self.spec.walk() if spec.board == board)
+        parent = next((above.board for above in self.spec.walk() if spec in above.children), None)
+        store = self.stores[board]
+        incarnation = int(store.get("incarnation") or "0") + 1
+        store.put("incarnation", str(incarnation))
+        engines: dict[EngineId, Engine] = {}
+        if board in self.engines:
+            engines[self.engines[board].engine] = self.engines[board]
+        for child in spec.children:
+            name = EngineId(child.board)
+            engines[name] = BoardEngine(name, self.carriers[board, child.board], incarnation)
+        link = ParentLink(self.carriers[board, parent], incarnation) if parent is not None else None
+        books = self.books if parent is None else None
+        self.controllers[board] = Controller(board, store, self.clock, engines, link, self.settings, books)
+
+
+def build_tree(
+    spec: BoardSpec,
+    *,
+    clock: Clock,
+    make_engine: Callable[[BoardSpec], Engine],
+    make_store: Callable[[BoardId], Store],
+    settings: Settings,
+    books: Bookkeeper | None = None,
+    wrap: WrapCarrier = lambda _source, _target, carrier: carrier,
+) -> Tree:
+    boards = spec.walk()
+    tree = Tree(
+        spec,
+        clock,
+        settings,
+        {board.board: make_store(board.board) for board in boards},
+        {board.board: make_engine(board) for board in boards if board.pools},
+        books,
+    )
+    for board in boards:
+        for child in board.children:
+            above, below = carrier_pair()
+            tree.carriers[board.board, child.board] = wrap(board.board, child.board, above)
+            tree.carriers[child.board, board.board] = wrap(child.board, board.board, below)
+    for board in boards:
+        tree.start(board.board)
+    return tree

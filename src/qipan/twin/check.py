@@ -1,0 +1,44 @@
+"""The invariants of a tree, stated again, apart from the scheduler.  Run after every step of the twin.
+
+1  no device is leased twice: what runs at an engine fits its devices
+2  a gang is whole: an attempt holds exactly the devices of one of its task's points
+3  nothing runs twice: a task runs at one engine only
+4  nothing is lost: a submitted task is live at the board where it was submitted, or over there
+"""
+
+from qipan.engines.simulated import SimulatedEngine
+from qipan.leases import TaskId
+from qipan.scheduler import Phase
+from qipan.twin.world import World
+
+
+class Violation(AssertionError):
+    pass
+
+
+def check_world(world: World) -> None:
+    runs_at: dict[TaskId, str] = {}
+    for board, engine in sorted(world.tree.engines.items()):
+        assert isinstance(engine, SimulatedEngine)
+        for chip_class, free in engine.free().items():
+            if free < 0:
+                raise Violation(
+                    f"{board}: {-free} devices of {chip_class} are held twice at {world.clock.now_s()} s"
+                )
+        for task_id, (attempt, needs) in engine.running().items():
+            if task_id in runs_at:
+                raise Violation(f"{task_id} runs at {runs_at[task_id]} and at {board} (attempt {attempt})")
+            runs_at[task_id] = board
+            state = world.tree.controllers[board].state.tasks.get(task_id)
+            if state is not None and state.phase is Phase.RUNNING:
+                shapes = {point.needs for point in state.order.curve.points}
+                if needs not in shapes:
+                    raise Violation(f"{task_id} holds {needs} at {board}, which is no point of its curve")
+
+
+def check_end(world: World, submitted: set[TaskId]) -> None:
+    """At the end of a run: every task is over at the top and was done once."""
+    over = world.tree.root.state.over
+    missing = submitted - set(over) - set(world.tree.root.state.tasks)
+    if missing:
+        raise Violation(f"lost: {sorted(missing)}")

@@ -1,0 +1,165 @@
+"""The digital twin: the real controllers on a manual clock, with simulated engines at the leaves.  There is no
+second scheduler here, only time, arrivals and faults."""
+
+import random
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+
+from qipan.channel import Carrier, FaultyCarrier
+from qipan.clock import ManualClock, named_random
+from qipan.engines.simulated import Behaviour, SimulatedEngine
+from qipan.events import TaskSubmitted
+from qipan.hardware import BoardId, BoardSpec
+from qipan.leases import EngineId, Offer, Order, TaskId
+from qipan.scheduler import Settings
+from qipan.store import Store
+from qipan.tree import Tree, build_tree
+
+
+@dataclass(frozen=True, slots=True)
+class Happening:
+    """Something that the world does to the boards at a time.  `act` gets the world."""
+
+    at_s: float
+    name: str
+    act: "Callable[[World], None]"
+
+
+@dataclass(frozen=True, slots=True)
+class Faults:
+    """How bad the links are; all zero for good ones."""
+
+    lose: float = 0.0
+    delay: float = 0.0
+    repeat: float = 0.0
+
+
+@dataclass(slots=True)
+class World:
+    tree: Tree
+    clock: ManualClock
+    happenings: list[Happening] = field(default_factory=list)
+    after_step: "list[Callable[[World], None]]" = field(default_factory=list)
+    steps: int = 0
+
+    def submit(self, order: Order, at: BoardId | None = None) -> None:
+        controller = self.tree.controllers[at] if at else self.tree.root
+        controller.accept(TaskSubmitted(order, 0))
+
+    def simulated(self, board: BoardId) -> SimulatedEngine:
+        engine = self.tree.engines[board]
+        assert isinstance(engine, SimulatedEngine)
+        return engine
+
+    def run(self, until_s: float, most_steps: int = 2_000_000) -> None:
+        """Until `until_s`, or until nothing more can happen."""
+        self.happenings.sort(key=lambda happening: (happening.at_s, happening.name))
+        while True:
+            self._settle(most_steps)
+            next_s = self._next_s()
+            if next_s is None or next_s > until_s:
+                if self.clock.now_s() < until_s and next_s is not None:
+                    self.clock.advance_to(until_s)
+                return
+            self.clock.advance_to(max(self.clock.now_s(), next_s))
+            while self.happenings and self.happenings[0].at_s <= self.clock.now_s():
+                self.happenings.pop(0).act(self)
+
+    def _settle(self, most_steps: int) -> None:
+        while True:
+            busy = self.tree.step()
+            self.steps += 1
+            for check in self.after_step:
+                check(self)
+            if not busy and not self._in_flight():
+                return
+            if self.steps > most_steps:
+                raise AssertionError(f"the boards did not come to rest in {most_steps} steps")
+
+    def _in_flight(self) -> bool:
+        return any(_holds_frames(carrier) for carrier in self.tree.carriers.values())
+
+    def _next_s(self) -> float | None:
+        times = [
+            engine.next_event_s()
+            for engine in self.tree.engines.values()
+            if isinstance(engine, SimulatedEngine)
+        ]
+        times += [controller.wake_s for controller in self.tree.controllers.values()]
+        times += [happening.at_s for happening in self.happenings[:1]]
+        known = [time_s for time_s in times if time_s is not None]
+        return min(known, default=None)
+
+    def all_over(self) -> bool:
+        return all(not controller.state.tasks for controller in self.tree.controllers.values())
+
+
+def build_world(
+    spec: BoardSpec,
+    *,
+    seed: int,
+    settings: Settings = Settings(),  # noqa: B008  (frozen)
+    behaviour: Behaviour = Behaviour(),  # noqa: B008  (frozen)
+    faults: Faults = Faults(),
+    make_store: Callable[[BoardId], Store] = lambda _board: Store(None),
+    start_s: float = 0.0,
+) -> World:
+    clock = ManualClock(start_s)
+
+    def make_engine(board: BoardSpec) -> SimulatedEngine:
+        name = EngineId(f"{board.board}-engine")
+        rng = named_random(seed, f"engine/{board.board}")
+        return SimulatedEngine(name, board.board, pool_offers(board), clock, rng, behaviour)
+
+    def wrap(source: BoardId, target: BoardId, carrier: Carrier) -> Carrier:
+        rng: random.Random = named_random(seed, f"link/{source}/{target}")
+        return FaultyCarrier(carrier, rng, faults.lose, faults.delay, faults.repeat)
+
+    tree = build_tree(
+        spec, clock=clock, make_engine=make_engine, make_store=make_store, settings=settings, wrap=wrap
+    )
+    return World(tree, clock)
+
+
+def pool_offers(board: BoardSpec) -> tuple[Offer, ...]:
+    """What a leaf engine with this board's pools offers."""
+    return tuple(
+        Offer(
+            pool.chip_class, pool.devices, (), pool.devices, pool.tariff_micro_cny_per_device_hour,
+            board.board, board.region,
+        )
+        for pool in board.pools
+    )  # fmt: skip
+
+
+def crash(board: BoardId) -> Callable[[World], None]:
+    """The board's process dies and is started again from its store."""
+    return lambda world: world.tree.start(board)
+
+
+def kill_task(board: BoardId, pick: int) -> Callable[[World], None]:
+    """One running attempt at a leaf dies; `pick` chooses which."""
+
+    def act(world: World) -> None:
+        running = sorted(world.simulated(board).running())
+        if running:
+            world.simulated(board).kill(running[pick % len(running)], "killed by the scenario")
+
+    return act
+
+
+def arrivals(
+    orders: Iterable[Order], at: Callable[[TaskId], BoardId | None] = lambda _task: None
+) -> list[Happening]:
+    """Each order enters at its `submitted_s`, at the board that `at` names (None: the top)."""
+
+    def submit(order: Order) -> Callable[[World], None]:
+        return lambda world: world.submit(order, at(order.task_id))
+
+    return [Happening(order.submitted_s, f"submit {order.task_id}", submit(order)) for order in orders]
+
+
+def _holds_frames(carrier: Carrier) -> bool:
+    if isinstance(carrier, FaultyCarrier):
+        return bool(carrier._held) or _holds_frames(carrier.inner)
+    return bool(getattr(carrier, "incoming", ()))
