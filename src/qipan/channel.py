@@ -123,7 +123,7 @@ class Link:
         sent = False
         for seq in list(self._unacked)[: self._window]:
             body, at_s = self._unacked[seq]
-            if now_s - at_s >= self._resend_after_s:
+            if now_s >= at_s + self._resend_after_s:
                 self._unacked[seq] = (body, now_s)
                 self._send(base, seq, body)
                 sent = True
