@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from qipan.curves import Point
 from qipan.leases import AskStep, EngineId, Offer
-from qipan.scheduler.bids import change_cost, point_value, progress_value, time_left_s
+from qipan.scheduler.bids import Worth, time_left_s, worth_of
 from qipan.scheduler.state import EngineState, Moment, Phase, State, TaskState
 
 SECONDS_PER_HOUR = 3600
@@ -92,21 +92,21 @@ def _give_up(task: TaskState, offer: Offer, moment: Moment) -> list[AskStep]:
     now = task.point()
     if now is None or now.needs[0].chip_class != offer.chip_class:
         return []
-    value = progress_value(task.order, task.done_s, moment.now_s)
-    change = change_cost(task.order, now, value, 0.0) / time_left_s(task.order, now, task.done_s)
+    owner = worth_of(task.order, task.done_s, moment.now_s)
+    change = owner.of_change(now, 0.0) / time_left_s(task.order, now, task.done_s)
     steps, point, floor = [], now, 0.0
     while point is not None:
         below = _next_below(task, point, offer.chip_class)
         devices = point.devices - (below.devices if below else 0)
-        lost = _worth(task, point, offer, value) - (_worth(task, below, offer, value) if below else 0.0)
+        lost = _worth(owner, point, now, offer) - (_worth(owner, below, now, offer) if below else 0.0)
         floor = max(floor, (lost + (change if point is now else 0.0)) / devices)
         steps.append(AskStep(devices, two_digits(floor * SECONDS_PER_HOUR)))
         point = below  # type: ignore[assignment]
     return steps
 
 
-def _worth(task: TaskState, point: Point, offer: Offer, value: float) -> float:
-    return point_value(task.order, point, offer.tariff_micro_cny_per_device_hour, value)
+def _worth(owner: Worth, point: Point, now: Point, offer: Offer) -> float:
+    return owner.of(point, offer.tariff_micro_cny_per_device_hour, running=point is now)
 
 
 def _next_below(task: TaskState, point: Point, chip_class: str) -> Point | None:

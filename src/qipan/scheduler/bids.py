@@ -4,6 +4,8 @@ A task bids for a device-hour at its most efficient point; everything else follo
 compare in money per second (DESIGN section 1).
 """
 
+from dataclasses import dataclass
+
 from qipan.curves import Curve, Point
 from qipan.leases import Order
 
@@ -11,6 +13,8 @@ from qipan.leases import Order
 TARIFF_WEIGHT = {"cost": 0.95, "balanced": 0.5, "time": 0.0}
 #: how much a bid may rise as its deadline nears
 URGENCY_MAX = 4.0
+#: what progress is still worth once its deadline cannot be met
+LATE = 0.25
 
 
 def most_efficient(curve: Curve) -> Point:
@@ -40,20 +44,38 @@ def progress_value(order: Order, done_s: float, now_s: float) -> float:
     )
 
 
-def point_value(order: Order, point: Point, tariff_micro_cny_per_device_hour: int, value: float) -> float:
-    """Micro-CNY per second of running at `point`: what its progress is worth less the share of the tariff that
-    the objective counts.  `value` is `progress_value`."""
-    weight = TARIFF_WEIGHT.get(order.objective, 0.5)
-    cost = point.devices * tariff_micro_cny_per_device_hour / 3600
-    return value * point.rate - weight * min(cost, value * point.rate)
+@dataclass(frozen=True, slots=True)
+class Worth:
+    """A task's progress valued at one moment: `value` micro-CNY per second of work at its best rate; `done_s` of
+    it done; `now_s` the time."""
+
+    order: Order
+    value: float
+    done_s: float
+    now_s: float
+
+    def of(self, point: Point, tariff_micro_cny_per_device_hour: int, *, running: bool = False) -> float:
+        """Micro-CNY per second of running at `point`: what its progress is worth less the share of the tariff that
+        the objective counts.  A point that ends after the deadline is worth LATE of its value."""
+        gain = self.value * point.rate
+        deadline_s = self.order.deadline_s
+        start_s = 0.0 if running else point.start_s
+        if deadline_s is not None and self.now_s + start_s + time_left_s(self.order, point, self.done_s) > deadline_s:
+            gain *= LATE
+        weight = TARIFF_WEIGHT.get(self.order.objective, 0.5)
+        cost = point.devices * tariff_micro_cny_per_device_hour / 3600
+        return gain - weight * min(cost, gain)
+
+    def of_change(self, point: Point, unsaved_s: float) -> float:
+        """Micro-CNY lost by stopping at `point` and starting again: progress not made meanwhile, and work done
+        since the newest checkpoint when the stop cannot save it."""
+        return self.value * (point.rate * (point.stop_s + point.start_s) + unsaved_s)
+
+
+def worth_of(order: Order, done_s: float, now_s: float) -> Worth:
+    return Worth(order, progress_value(order, done_s, now_s), done_s, now_s)
 
 
 def time_left_s(order: Order, point: Point, done_s: float) -> float:
     """Seconds to the end at `point`, never below one."""
     return max(1.0, (order.curve.work_s - done_s) / point.rate)
-
-
-def change_cost(order: Order, point: Point, value: float, unsaved_s: float) -> float:
-    """Micro-CNY lost by stopping at `point` and starting again: progress not made meanwhile, and work done since
-    the newest checkpoint when the stop cannot save it."""
-    return value * (point.rate * (point.stop_s + point.start_s) + unsaved_s)

@@ -14,7 +14,7 @@ from qipan.leases import EngineId, LeaseId, Offer, Order
 from qipan.scheduler.absorb import give_back, order_stop
 from qipan.scheduler.allocate import Bidder, Candidate, allocate
 from qipan.scheduler.asks import engine_key, free_devices, price_of
-from qipan.scheduler.bids import change_cost, point_value, progress_value, time_left_s
+from qipan.scheduler.bids import progress_value, time_left_s, worth_of
 from qipan.scheduler.state import AfterStop, Draft, Phase, State, TaskState, ToEngine
 
 SECONDS_PER_HOUR = 3600
@@ -116,7 +116,7 @@ def _movable(state: State, task: TaskState) -> bool:
 
 
 def _bidder(state: State, task: TaskState, draft: Draft, seats: dict[tuple[str, str], Seat]) -> Bidder:
-    value = progress_value(task.order, task.done_s, draft.moment.now_s)
+    owner = worth_of(task.order, task.done_s, draft.moment.now_s)
     candidates, current_key = [], None
     for engine, known in sorted(state.engines.items()):
         if known.chooses or known.lost or _refused(task, engine, draft):
@@ -124,12 +124,13 @@ def _bidder(state: State, task: TaskState, draft: Draft, seats: dict[tuple[str, 
         if task.phase is Phase.RUNNING and engine != task.engine:
             continue
         for point, offer in _seats_at(state, task, known.offers):
-            worth = point_value(task.order, point, offer.tariff_micro_cny_per_device_hour, value)
-            if task.phase is Phase.RUNNING and task.engine == engine and point.point_id == task.point_id:
+            stays = task.phase is Phase.RUNNING and task.engine == engine and point.point_id == task.point_id
+            worth = owner.of(point, offer.tariff_micro_cny_per_device_hour, running=stays)
+            if stays:
                 # What a change would throw away speaks for staying.
                 left_s = time_left_s(task.order, point, task.done_s)
                 unsaved_s = 0.0 if point.stop_s > 0 else task.done_s - task.saved_s
-                worth += change_cost(task.order, point, value, unsaved_s) / left_s
+                worth += owner.of_change(point, unsaved_s) / left_s
                 current_key = f"{engine}|{point.point_id}"
             if worth <= 0:
                 continue
@@ -233,8 +234,8 @@ def _score(
     if ask is None:
         limits.append(f"{offer.site or engine} has no {devices} devices of {offer.chip_class} to give now")
         return None
-    value = progress_value(task.order, task.done_s, draft.moment.now_s)
-    worth = point_value(task.order, point, offer.tariff_micro_cny_per_device_hour, value)
+    owner = worth_of(task.order, task.done_s, draft.moment.now_s)
+    worth = owner.of(point, offer.tariff_micro_cny_per_device_hour)
     if ask / SECONDS_PER_HOUR > worth:
         limits.append(
             f"{offer.site or engine} asks {ask / 1e6:.4f} CNY/h for {devices} devices of {offer.chip_class},"
