@@ -60,7 +60,10 @@ class Worth:
         gain = self.value * point.rate
         deadline_s = self.order.deadline_s
         start_s = 0.0 if running else point.start_s
-        if deadline_s is not None and self.now_s + start_s + time_left_s(self.order, point, self.done_s) > deadline_s:
+        if (
+            deadline_s is not None
+            and self.now_s + start_s + time_left_s(self.order, point, self.done_s) > deadline_s
+        ):
             gain *= LATE
         weight = TARIFF_WEIGHT.get(self.order.objective, 0.5)
         cost = point.devices * tariff_micro_cny_per_device_hour / 3600

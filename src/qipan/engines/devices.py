@@ -1,0 +1,45 @@
+"""A local chip is a fixed share of a core: a cgroup with a CPU quota where one can be made, else a duty cycle kept
+by the shim."""
+
+import os
+from pathlib import Path
+
+ROOT = Path("/sys/fs/cgroup/cpu")
+PERIOD_US = 20_000  # short, so that ranks that wait for each other are held back together
+
+
+def quotas_available() -> bool:
+    """Whether this process may make cgroups with a CPU quota (v1; v2 where the cpu controller is delegated)."""
+    return os.access(ROOT, os.W_OK) and (ROOT / "cpu.cfs_quota_us").exists()
+
+
+def make_group(name: str, shares: tuple[float, ...]) -> tuple[str, list[str]]:
+    """A group that may use the sum of the shares, and in it one per device.  Returns their paths."""
+    whole = ROOT / name
+    _limit(whole, sum(shares))
+    devices = []
+    for i, share in enumerate(shares):
+        device = whole / f"device-{i}"
+        _limit(device, share)
+        devices.append(str(device))
+    return str(whole), devices
+
+
+def remove_group(path: str) -> None:
+    """Remove an empty group and its devices'.  A group that still has a process stays, and is tried again at the
+    engine's next start."""
+    whole = Path(path)
+    if not whole.exists():
+        return
+    try:
+        for device in whole.glob("device-*"):
+            device.rmdir()
+        whole.rmdir()
+    except OSError:
+        return
+
+
+def _limit(group: Path, share: float) -> None:
+    group.mkdir(parents=True, exist_ok=True)
+    (group / "cpu.cfs_period_us").write_text(str(PERIOD_US))
+    (group / "cpu.cfs_quota_us").write_text(str(max(1000, round(share * PERIOD_US))))
