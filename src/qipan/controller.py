@@ -17,9 +17,10 @@ from qipan.engines.board import BoardEngine, ParentLink
 from qipan.errors import QipanError
 from qipan.events import Command, CommandReceived, Fact, Renew, Reserve, Resize, Start, Stop, decode, encode
 from qipan.hardware import BoardId
-from qipan.leases import EngineId, Reason
+from qipan.leases import EngineId, TaskId
+from qipan.ledger import Transfer
 from qipan.scheduler import Decision, Moment, Settings, State, decide
-from qipan.store import Posting, Store, StoredFact, StoredTick
+from qipan.store import Store, StoredFact, StoredTick
 
 HERE = "here"
 PARENT = "parent"
@@ -28,7 +29,9 @@ PARENT = "parent"
 class Bookkeeper(Protocol):
     """Turns facts into ledger postings at the topmost board.  Its state is rebuilt by replay."""
 
-    def postings(self, fact: Fact, now_s: float) -> Sequence[Posting]: ...
+    def postings(self, fact: Fact, now_s: float) -> Sequence[Transfer]: ...
+
+    def task_over(self, task_id: TaskId) -> Sequence[Transfer]: ...
 
     def encode(self) -> bytes: ...
 
@@ -120,8 +123,8 @@ class Controller:
         reports = [encode(report, cause) for report in decision.reports]
         body = encode_decision(decision)
         tick = StoredTick(decision.tick, moment.now_s, moment.lease_s, self.clock.boot_id(), body, ())
-        postings = self._postings(facts, moment.now_s)
-        numbers = self.store.record(stored, tick, reports, decision.reasons, postings)
+        transfers = self._transfers(facts, decision, moment.now_s)
+        numbers = self.store.record(stored, tick, reports, decision.reasons, transfers)
         self._wake_s = decision.wake_s
         if self.parent is not None:
             self.parent.report(zip(numbers, reports, strict=True))
@@ -131,10 +134,13 @@ class Controller:
         if decision.tick % self._snapshot_every == 0:
             self.snapshot()
 
-    def _postings(self, facts: Sequence[Fact], now_s: float) -> list[Posting]:
+    def _transfers(self, facts: Sequence[Fact], decision: Decision, now_s: float) -> list[Transfer]:
         if self.books is None:
             return []
-        return [posting for fact in facts for posting in self.books.postings(fact, now_s)]
+        transfers = [transfer for fact in facts for transfer in self.books.postings(fact, now_s)]
+        for task_id, _ in decision.ended:
+            transfers += self.books.task_over(task_id)
+        return transfers
 
     def _remember(self, decision: Decision) -> None:
         for sent in decision.commands:
@@ -169,7 +175,7 @@ class Controller:
         for tick in self.store.ticks(after=self.state.tick):
             decision = replay_tick(self.state, tick)
             if self.books is not None:
-                self._postings([fact_of(body) for body in tick.facts], tick.now_s)
+                self._transfers([fact_of(body) for body in tick.facts], decision, tick.now_s)
             self._remember(decision)
             self._wake_s = decision.wake_s
         if self.parent is not None:
@@ -252,4 +258,4 @@ def task_of(fact: Fact) -> str:
     return str(order.task_id if order is not None else getattr(fact, "task_id", ""))
 
 
-__all__ = ["Bookkeeper", "Controller", "Reason", "verify"]
+__all__ = ["Bookkeeper", "Controller", "verify"]

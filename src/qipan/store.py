@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
-from qipan.errors import QipanError
+from qipan.errors import InvalidInput, QipanError
 from qipan.leases import Reason
+from qipan.ledger import Transfer
 
 SCHEMA_VERSION = 1
 
@@ -31,16 +32,6 @@ class StoredTick:
     boot_id: str
     decision: bytes
     facts: tuple[bytes, ...]
-
-
-@dataclass(frozen=True, slots=True)
-class Posting:
-    """One ledger transfer as it is stored."""
-
-    key: str
-    body_hash: str
-    cause: str
-    entries: tuple[tuple[str, int, str], ...]  # account, amount in 1e-6 of the currency, currency
 
 
 class Store:
@@ -86,7 +77,7 @@ class Store:
         tick: StoredTick,
         reports: Sequence[bytes],
         reasons: Sequence[Reason],
-        postings: Sequence[Posting] = (),
+        transfers: Sequence[Transfer] = (),
     ) -> list[int]:
         """Store one tick whole or not at all.  Returns the numbers given to the reports.  `tick.facts` is not
         read.  A fact already stored (same source and number) must not be given again."""
@@ -126,8 +117,8 @@ class Store:
                     for reason in reasons
                 ],
             )
-            for posting in postings:
-                self._post(posting, tick)
+            for transfer in transfers:
+                self._post(transfer, tick.tick, tick.now_s)
             db.execute("COMMIT")
         except BaseException:
             db.execute("ROLLBACK")
@@ -137,13 +128,32 @@ class Store:
             self._cursors[fact.source] = max(self._cursors.get(fact.source, 0), fact.source_seq)
         return numbers
 
-    def _post(self, posting: Posting, tick: StoredTick) -> None:
+    def post(self, transfer: Transfer, now_s: float) -> bool:
+        """Post outside a tick (opening balances, top-ups).  The same key with the same body is posted once; with
+        another body it is refused.  Returns whether it was new."""
+        found = self._db.execute("SELECT body_hash FROM transfers WHERE key = ?", (transfer.key,)).fetchone()
+        if found is not None:
+            if found[0] != transfer.body_hash:
+                raise InvalidInput(
+                    f"transfer {transfer.key} was posted before with other entries; use a new key"
+                )
+            return False
+        self._db.execute("BEGIN IMMEDIATE")
+        self._post(transfer, 0, now_s)
+        self._db.execute("COMMIT")
+        return True
+
+    def _post(self, transfer: Transfer, tick: int, now_s: float) -> None:
         row = self._db.execute(
             "INSERT INTO transfers (key, body_hash, tick, cause, now_s) VALUES (?,?,?,?,?)",
-            (posting.key, posting.body_hash, tick.tick, posting.cause, tick.now_s),
+            (transfer.key, transfer.body_hash, tick, transfer.cause, now_s),
         )
         self._db.executemany(
-            "INSERT INTO entries VALUES (?,?,?,?)", [(row.lastrowid, *entry) for entry in posting.entries]
+            "INSERT INTO entries VALUES (?,?,?,?)",
+            [
+                (row.lastrowid, entry.account, entry.amount_micro, entry.currency)
+                for entry in transfer.entries
+            ],
         )
 
     def cursor(self, source: str) -> int:

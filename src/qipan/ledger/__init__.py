@@ -1,0 +1,7 @@
+"""Double entry in integers of 1e-6 CNY: holds, charges, releases, receipts."""
+
+from qipan.ledger.books import Books, Tariff
+from qipan.ledger.receipt import cost_micro_cny, make_receipt
+from qipan.ledger.transfer import Entry, Transfer, check_balances
+
+__all__ = ["Books", "Entry", "Tariff", "Transfer", "check_balances", "cost_micro_cny", "make_receipt"]

@@ -1,0 +1,302 @@
+"""A plan: options with cost and finish, refusals with reasons, and the curve that the scheduler runs on."""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from fnmatch import fnmatchcase
+
+from qipan.curves import Curve, Need, Point
+from qipan.hardware import BoardSpec, Pool
+from qipan.network import Link, transfer_s
+from qipan.planner.steps import best_layout, memory_bytes, strategy_of
+from qipan.quantities import format_duration, format_money
+from qipan.workload import Task
+from qipan.workload.model import Model
+
+#: relative half-width of the 10-90 % band that the closed form itself earns, beside what the probe scattered
+MODEL_BAND = 0.15
+#: failures of a local process per device-hour, for the checkpoint interval
+FAILURES_PER_DEVICE_HOUR = 0.1
+BAND_START = 0.35
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """Seconds count from the start of the task's first attempt; money in micro-CNY.  `why_not` is empty for the
+    chosen option.  `on_front`: no other option is both cheaper and earlier."""
+
+    option_id: str
+    place: str
+    region: str
+    chip_class: str
+    devices: int
+    strategy: str
+    step_s: float
+    start_s: float
+    restart_s: float
+    finish_p10_s: float
+    finish_p50_s: float
+    finish_p90_s: float
+    cost_p50_micro_cny: int
+    cost_p90_micro_cny: int
+    data_bytes_to_move: int
+    data_move_s: float
+    useful_share: float
+    source: str
+    point_id: str
+    on_front: bool = False
+    why_not: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    place: str
+    chip_class: str
+    what: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """`curve` None: nothing can run it, see `refused`.  `vocab_assumed`: the vocabulary comes from the data and was
+    taken as this for the arithmetic (0: it was stated)."""
+
+    task: str
+    options: tuple[Option, ...]
+    refused: tuple[Refused, ...]
+    chosen: str
+    curve: Curve | None
+    vocab_assumed: int = 0
+    checkpoint_every_s: float = 0.0
+
+
+def plan_task(
+    task: Task,
+    root: BoardSpec,
+    links: Sequence[Link] = (),
+    *,
+    vocab: int = 0,
+    data_bytes: int = 0,
+    data_at: str = "",
+) -> Plan:
+    """Plan a task on a tree of boards.  `vocab` is used when the model takes it from its data; `data_bytes` lie at the
+    site `data_at` ("": wherever the task runs)."""
+    if task.kind not in ("train", "finetune") or task.stages:
+        why = f"kind {task.kind}{' with stages' if task.stages else ''} is not yet runnable"
+        return Plan(task.name, (), (Refused("everywhere", "any", task.name, why),), "", None)
+    regions = {board.board: board.region for board in root.walk()}
+    model = replace(task.model, vocab=task.model.vocab or vocab) if task.model is not None else None
+    refused: list[Refused] = []
+    raw: list[
+        tuple[Pool, int, str, Point, float]
+    ] = []  # pool, devices, label, point with rate in work/s, step_s
+    for pool in sorted(
+        (pool for board in root.walk() for pool in board.pools), key=lambda pool: pool.pool_id
+    ):
+        why = _not_allowed(task, pool, regions[pool.site])
+        if why:
+            refused.append(Refused(pool.site, pool.chip_class, f"{pool.devices} devices", why))
+            continue
+        found, no = _points(task, model, pool)
+        raw += found
+        refused += no
+    if not raw:
+        return Plan(
+            task.name, (), tuple(refused), "", None, vocab if task.model and not task.model.vocab else 0
+        )
+    best = max(point.rate for _, _, _, point, _ in raw)
+    curve = _curve(task, raw, best)
+    every_s = _checkpoint_every_s(task, raw)
+    options = [
+        _option(task, pool, regions[pool.site], label, point, step, best, every_s, links, data_bytes, data_at)
+        for pool, _, label, point, step in raw
+    ]
+    kept = []
+    for option in options:
+        why = _over_limits(task, option)
+        if why:
+            refused.append(
+                Refused(option.place, option.chip_class, f"{option.devices} x {option.strategy}", why)
+            )
+        else:
+            kept.append(option)
+    if not kept:
+        return Plan(task.name, (), tuple(refused), "", None)
+    used = {option.point_id for option in kept}
+    curve = replace(curve, points=tuple(point for point in curve.points if point.point_id in used))
+    ranked = _choose(task, kept)
+    assumed = vocab if task.model is not None and not task.model.vocab else 0
+    return Plan(task.name, ranked, tuple(refused), ranked[0].option_id, curve, assumed, every_s)
+
+
+def _not_allowed(task: Task, pool: Pool, region: str) -> str:
+    limits = task.limits
+    if limits.chips and not any(fnmatchcase(pool.chip_class, pattern) for pattern in limits.chips):
+        return f"limits.chips is {', '.join(limits.chips)}; add {pool.chip_class} to use it"
+    if limits.vendors and pool.chip_class.split("/")[0] not in limits.vendors:
+        return f"limits.vendors is {', '.join(limits.vendors)}; add {pool.chip_class.split('/')[0]} to use it"
+    if limits.regions and not any(
+        fnmatchcase(region, pattern) or fnmatchcase(pool.site, pattern) for pattern in limits.regions
+    ):
+        return (
+            f"limits.regions is {', '.join(limits.regions)}, this is {region or pool.site}; add it to use it"
+        )
+    return ""
+
+
+Raw = tuple[Pool, int, str, Point, float]
+
+
+def _points(task: Task, model: Model | None, pool: Pool) -> tuple[list[Raw], list[Refused]]:
+    return _script_points(task, pool) if task.run else _trainer_points(task, model, pool)
+
+
+def _script_points(task: Task, pool: Pool) -> tuple[list[Raw], list[Refused]]:
+    """A script is opaque: its own shape, and its time limit as duration.  Elastic scripts are taken to speed up
+    with the square root of their devices until their progress tells."""
+    most = task.devices.max if task.elastic else task.devices.min
+    if pool.devices < task.devices.min:
+        why = f"needs {task.devices.min} devices, the pool has {pool.devices}; lower `devices`"
+        return [], [Refused(pool.site, pool.chip_class, "own script", why)]
+    limit_s = task.limits.time_limit_s or 3600.0
+    found = []
+    for devices in range(task.devices.min, min(most, pool.devices) + 1):
+        rate = math.sqrt(devices / most) / limit_s
+        need = Need(pool.chip_class, devices, pool.devices_per_node)
+        point = Point(
+            f"{pool.chip_class}:{devices}", (need,), rate, rate * 0.5, rate * 2.0, start_s=1.0, stop_s=1.0
+        )
+        found.append((pool, devices, "own script", point, 0.0))
+    return found, []
+
+
+def _trainer_points(task: Task, model: Model | None, pool: Pool) -> tuple[list[Raw], list[Refused]]:
+    assert model is not None, "the task file was checked: the built-in trainer has a model"
+    if pool.probe is None:
+        why = "its speed was not measured here; run `qipan up` or `qipan plan` once without --no-probe"
+        return [], [Refused(pool.site, pool.chip_class, f"{pool.devices} devices", why)]
+    probe, seq = pool.probe, task.work.seq
+    rows = task.work.global_batch_tokens // seq
+    steps = task.work.tokens // task.work.global_batch_tokens
+    found: list[Raw] = []
+    best_s = math.inf
+    for devices in range(1, pool.devices + 1):
+        chosen = best_layout(devices, model, pool, rows, seq)
+        if chosen is None:
+            continue
+        layout, seconds = chosen
+        if seconds >= best_s:
+            continue  # more devices that do not help are no point
+        best_s = seconds
+        rate = 1.0 / (seconds * steps)
+        band = MODEL_BAND + probe.spread / math.sqrt(10)
+        strategy = strategy_of(layout, model, pool.chip_class, rows, seq, task.work.seed, pool.site)
+        start_s = probe.start_s + probe.save_s
+        point = Point(
+            f"{pool.chip_class}:{devices}", (Need(pool.chip_class, devices, pool.devices_per_node),),
+            rate, rate * (1 - band), rate * (1 + band), start_s=start_s, stop_s=seconds + 2 * probe.save_s + 1.0,
+            strategy=strategy, host_memory_bytes=memory_bytes(layout, model) * devices,
+        )  # fmt: skip
+        found.append((pool, devices, strategy.label(), point, seconds))
+    if not found:
+        why = f"no layout of {rows} rows and {model.heads} heads fits 1 to {pool.devices} devices"
+        return [], [Refused(pool.site, pool.chip_class, f"{pool.devices} devices", why)]
+    return found, []
+
+
+def _curve(task: Task, raw: Sequence[Raw], best: float) -> Curve:
+    points = {
+        point.point_id: replace(
+            point, rate=point.rate / best, rate_p10=point.rate_p10 / best, rate_p90=point.rate_p90 / best
+        )
+        for _, _, _, point, _ in raw
+    }
+    source = ("time limit" if task.limits.time_limit_s else "declared") if task.run else "planner"
+    return Curve(tuple(points[key] for key in sorted(points)), 1.0 / best, source)  # type: ignore[arg-type]
+
+
+def _checkpoint_every_s(task: Task, raw: Sequence[Raw]) -> float:
+    """Young's interval sqrt(2 * save * mean time between failures) (Young 1974), within 5 s and 30 min."""
+    if task.checkpoint.every_s is not None:
+        return task.checkpoint.every_s
+    save_s = max((pool.probe.save_s if pool.probe else 1.0) for pool, *_ in raw)
+    devices = max(devices for _, devices, *_ in raw)
+    between_s = 3600.0 / (FAILURES_PER_DEVICE_HOUR * devices)
+    return min(1800.0, max(5.0, math.sqrt(2 * save_s * between_s)))
+
+
+def _option(
+    task: Task, pool: Pool, region: str, label: str, point: Point, step: float, best: float, every_s: float,
+    links: Sequence[Link], data_bytes: int, data_at: str,
+) -> Option:  # fmt: skip
+    work_s = 1.0 / point.rate
+    save_s = 2.0 * pool.probe.save_s if pool.probe and not task.run else 0.0
+    useful = every_s / (every_s + save_s)
+    move_bytes, move_s = _move(links, data_at, pool.site, data_bytes)
+    p50 = move_s + point.start_s + work_s / useful
+    p10 = move_s + point.start_s * (1 - BAND_START) + 1.0 / point.rate_p90 / useful
+    p90 = move_s + point.start_s * (1 + BAND_START) + 1.0 / point.rate_p10 / useful
+    devices = point.devices
+    price = pool.tariff_micro_cny_per_device_hour * devices / 3600
+    return Option(
+        f"{pool.site}:{devices}", pool.site, region, pool.chip_class, devices, label, step, point.start_s,
+        point.stop_s + point.start_s, p10, p50, p90, round((p50 - move_s) * price), round((p90 - move_s) * price),
+        move_bytes, move_s, useful, "time limit" if task.run else "probe + closed form", point.point_id,
+    )  # fmt: skip
+
+
+def _move(links: Sequence[Link], source: str, target: str, size: int) -> tuple[int, float]:
+    if not source or source == target or size == 0:
+        return 0, 0.0
+    link = next((link for link in links if link.source == source and link.target == target), None)
+    return size, transfer_s(link, size) if link else 0.0
+
+
+def _over_limits(task: Task, option: Option) -> str:
+    limits = task.limits
+    if limits.deadline_s is not None and option.finish_p50_s > limits.deadline_s:
+        return (
+            f"ends after {format_duration(option.finish_p50_s)} (p50), limits.deadline is"
+            f" {format_duration(limits.deadline_s)}; give it more time or fewer tokens"
+        )
+    if limits.max_cost_micro_cny is not None and option.cost_p50_micro_cny > limits.max_cost_micro_cny:
+        return (
+            f"costs {format_money(option.cost_p50_micro_cny)} (p50), limits.max_cost is"
+            f" {format_money(limits.max_cost_micro_cny)}; raise it"
+        )
+    return ""
+
+
+def _choose(task: Task, options: Sequence[Option]) -> tuple[Option, ...]:
+    """Ranked by the objective, the chosen one first; each other says why not."""
+    least = min(option.cost_p50_micro_cny for option in options) or 1
+    soonest = min(option.finish_p50_s for option in options)
+
+    def score(option: Option) -> float:
+        cost, time = option.cost_p50_micro_cny / least, option.finish_p50_s / soonest
+        return {"cost": cost + 0.01 * time, "time": time + 0.01 * cost}.get(task.objective, cost + time)
+
+    ranked = sorted(options, key=lambda option: (score(option), option.option_id))
+    first = ranked[0]
+    done = []
+    for option in ranked:
+        front = not any(
+            other.cost_p50_micro_cny <= option.cost_p50_micro_cny
+            and other.finish_p50_s <= option.finish_p50_s
+            and other.option_id != option.option_id
+            and (other.cost_p50_micro_cny, other.finish_p50_s)
+            != (option.cost_p50_micro_cny, option.finish_p50_s)
+            for other in options
+        )
+        dearer = option.cost_p50_micro_cny - first.cost_p50_micro_cny
+        later = option.finish_p50_s - first.finish_p50_s
+        why = (
+            ""
+            if option is first
+            else (
+                f"{'dearer' if dearer >= 0 else 'cheaper'} by {format_money(abs(dearer))}, ends"
+                f" {format_duration(abs(later))} {'later' if later >= 0 else 'sooner'}"
+            )
+        )
+        done.append(replace(option, on_front=front, why_not=why))
+    return tuple(done)
