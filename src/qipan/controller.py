@@ -66,6 +66,7 @@ class Controller:
         self.parent = parent
         self.books = books
         self.state = State(board, settings, top=parent is None)
+        store.put("settings", msgspec.json.encode({"settings": settings, "top": parent is None}).decode())
         self._snapshot_every = snapshot_every
         self._inbox: list[Fact] = []
         self._last: dict[str, tuple[str, bytes]] = {}

@@ -180,7 +180,8 @@ def _trainer_points(task: Task, model: Model | None, pool: Pool) -> tuple[list[R
     steps = task.work.tokens // task.work.global_batch_tokens
     found: list[Raw] = []
     best_s = math.inf
-    for devices in range(1, pool.devices + 1):
+    least, most = task.devices.min or 1, min(task.devices.max or pool.devices, pool.devices)
+    for devices in range(least, most + 1):
         chosen = best_layout(devices, model, pool, rows, seq)
         if chosen is None:
             continue
@@ -199,7 +200,7 @@ def _trainer_points(task: Task, model: Model | None, pool: Pool) -> tuple[list[R
         )  # fmt: skip
         found.append((pool, devices, strategy.label(), point, seconds))
     if not found:
-        why = f"no layout of {rows} rows and {model.heads} heads fits 1 to {pool.devices} devices"
+        why = f"no layout of {rows} rows and {model.heads} heads fits {least} to {pool.devices} devices"
         return [], [Refused(pool.site, pool.chip_class, f"{pool.devices} devices", why)]
     return found, []
 

@@ -86,6 +86,8 @@ def _task(top: Value) -> Task:
         foreach=tuple(item.text() for item in fields["foreach"].items()) if "foreach" in fields else (),
         stages=tuple(_task(item) for item in fields["stages"].items()) if "stages" in fields else (),
     )
+    if task.run and "devices" not in fields:
+        task = replace(task, devices=Shape(1, 1))
     _check(top, fields, task)
     return task
 

@@ -34,10 +34,11 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """`devices:` of a task with its own script: how many devices it wants; min < max only when elastic."""
+    """`devices:` how many devices the task wants; min < max only when elastic.  0: not stated (the planner chooses;
+    a script gets one)."""
 
-    min: int = 1
-    max: int = 1
+    min: int = 0
+    max: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,407 @@
+"""All boards of a site in one process: what `qipan up` and `qipan demo` run.  It joins the concrete store, clock and
+engines, and is what the API speaks to."""
+
+import hashlib
+import hmac
+import secrets
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from qipan.clock import SystemClock
+from qipan.controller import fact_of, verify
+from qipan.curves import Curve
+from qipan.engines.local import LocalEngine
+from qipan.errors import Infeasible, NotFound, OverLimit
+from qipan.events import CancelRequested, ParkRequested, TaskExited, TaskProgress, TaskSubmitted
+from qipan.hardware import BoardId, BoardSpec
+from qipan.leases import EngineId, Order, Receipt, TaskId, Usage
+from qipan.ledger import Books, Tariff, check_balances, make_receipt
+from qipan.ledger.transfer import move
+from qipan.planner import Plan, plan_task
+from qipan.quantities import format_money
+from qipan.scheduler import Settings
+from qipan.scheduler.bids import most_efficient
+from qipan.scheduler.why import why_waiting
+from qipan.store import Store
+from qipan.tree import Tree, build_tree
+from qipan.workload import Launch, Task
+from qipan.workload.site import Site
+
+LOOP_S = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class TaskView:
+    """One task as people see it."""
+
+    task_id: str
+    name: str
+    tenant: str
+    state: str
+    place: str
+    point: str
+    devices: int
+    attempt: int
+    progress: float  # share of the work done
+    saved: float
+    waiting: str
+    submitted_s: float
+
+
+class Host:
+    """Every method may be called from any thread."""
+
+    def __init__(self, site: Site, folder: Path) -> None:
+        self.site = site
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._lock = threading.RLock()
+        self._stores = {board.board: Store(folder / f"{board.board}.db") for board in site.root.walk()}
+        self.clock = SystemClock(max(store.latest_now_s() for store in self._stores.values()))
+        self.tariff = Tariff(
+            site.tariff_version,
+            {
+                f"{pool.site}|{pool.chip_class}": pool.tariff_micro_cny_per_device_hour
+                for pool in site.pools()
+            },
+        )
+        self.tree: Tree = build_tree(
+            site.root,
+            clock=self.clock,
+            make_engine=self._engine,
+            make_store=self._stores.__getitem__,
+            settings=Settings(lease_s=site.lease_s),
+            books=Books(self.tariff),
+        )
+        for tenant in site.tenants:
+            opening = move(
+                f"opening/{tenant.name}", "opening", "bank", f"tenant/{tenant.name}", tenant.balance_micro_cny
+            )
+            self.store.post(opening, self.clock.now_s())
+        if self.tree.root.state.parked:
+            self.tree.root.accept(ParkRequested(False, "up"))
+        self._stop = threading.Event()
+
+    def _engine(self, board: BoardSpec) -> LocalEngine:
+        name = EngineId(f"{board.board}-local")
+        return LocalEngine(
+            name, board, self.folder / "engines" / board.board, self.clock, self.folder / "checkpoints"
+        )
+
+    @property
+    def store(self) -> Store:
+        return self._stores[self.site.root.board]
+
+    # ---- the loop --------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        """Step the boards until `stop` is called."""
+        while not self._stop.is_set():
+            self.step()
+            self._stop.wait(LOOP_S)
+
+    def step(self) -> None:
+        with self._lock:
+            for _ in range(100):
+                if not self.tree.step():
+                    return
+
+    def stop(self) -> None:
+        self._stop.set()
+
+    def park(self, limit_s: float) -> bool:
+        """Ask every task for a checkpoint and its end; returns whether all were parked in time."""
+        with self._lock:
+            self.tree.root.accept(ParkRequested(True, "Ctrl-C"))
+        end_s = time.monotonic() + limit_s
+        while time.monotonic() < end_s:
+            self.step()
+            with self._lock:
+                if not any(engine.running() for engine in self.engines.values()):
+                    self.step()
+                    return True
+            time.sleep(LOOP_S)
+        return False
+
+    def close(self) -> None:
+        with self._lock:
+            for controller in self.tree.controllers.values():
+                controller.snapshot()
+            for engine in self.engines.values():
+                engine.close()
+            for store in self._stores.values():
+                store.close()
+
+    @property
+    def engines(self) -> dict[BoardId, LocalEngine]:
+        return {
+            board: engine for board, engine in self.tree.engines.items() if isinstance(engine, LocalEngine)
+        }
+
+    # ---- what people ask -------------------------------------------------------------------------------------------
+
+    def plan(self, task: Task) -> Plan:
+        return plan_task(task, self.site.root, self.site.links, vocab=vocabulary(task))
+
+    def submit(self, task: Task, key: str | None = None) -> tuple[str, Plan]:
+        """Plan, hold the money, hand the task to the top board.  Durable when it returns.  The same key submits
+        once.  Raises Infeasible, OverLimit."""
+        with self._lock:
+            if key is not None and (known := self.store.submitted_with(key)) is not None:
+                return known, self.submitted_plan(known)
+            plan = self.plan(task)
+            if plan.curve is None:
+                reasons = "; ".join(f"{refused.place}: {refused.why}" for refused in plan.refused)
+                raise Infeasible(f"{task.name}: no place can run it: {reasons}")
+            task_id = self._new_id(task.name)
+            order = self._order(task, TaskId(task_id), plan.curve)
+            chosen = plan.options[0]
+            hold = task.limits.max_cost_micro_cny or chosen.cost_p90_micro_cny
+            self._check_funds(order.tenant, hold)
+            encoded = msgspec.json.encode(task), msgspec.json.encode(plan)
+            self.store.save_submission(task_id, key, order.submitted_s, *encoded)
+            self.tree.root.accept(TaskSubmitted(order, hold))
+            self.step()
+            return task_id, plan
+
+    def _new_id(self, name: str) -> str:
+        taken = {task_id for task_id, _ in self.store.submissions()}
+        number = 1
+        while f"{name}-{number}" in taken:
+            number += 1
+        return f"{name}-{number}"
+
+    def _order(self, task: Task, task_id: TaskId, curve: Curve) -> Order:
+        best = most_efficient(curve)
+        device_hours = curve.work_s / best.rate * best.devices / 3600
+        if task.limits.max_cost_micro_cny is not None:
+            bid = round(task.limits.max_cost_micro_cny / device_hours)
+        else:
+            bid = max(self.tariff.micro_cny_per_device_hour.values())
+        now_s = self.clock.now_s()
+        deadline_s = now_s + task.limits.deadline_s if task.limits.deadline_s is not None else None
+        tenant = task.tenant or self.site.tenants[0].name if self.site.tenants else "me"
+        return Order(
+            task_id, tenant, task.name, curve, bid, now_s, deadline_s, task.elastic, task.objective,
+            task.limits.regions, task.limits.vendors, on_partition=task.on_partition,
+            launch=msgspec.json.encode(Launch(task)), preemptible=task.elastic,
+        )  # fmt: skip
+
+    def _check_funds(self, tenant: str, hold: int) -> None:
+        balance = self.balances().get(f"tenant/{tenant}")
+        if balance is None:
+            raise NotFound(f"tenant {tenant!r} has no account; the site file's tenants: "
+                           f"{', '.join(known.name for known in self.site.tenants)}")  # fmt: skip
+        if balance < hold:
+            raise OverLimit(
+                f"tenant {tenant} has {format_money(balance)}, the task needs a hold of {format_money(hold)};"
+                " lower limits.max_cost or top up"
+            )
+
+    def tasks(self) -> list[TaskView]:
+        with self._lock:
+            return [self._view(task_id, submitted_s) for task_id, submitted_s in self.store.submissions()]
+
+    def task(self, task_id: str) -> TaskView:
+        with self._lock:
+            found = self.store.submission(task_id)
+            if found is None:
+                known = ", ".join(name for name, _ in self.store.submissions()[-5:]) or "none"
+                raise NotFound(f"no task {task_id!r}; the latest are: {known}")
+            return self._view(task_id, found[0])
+
+    def _view(self, task_id: str, submitted_s: float) -> TaskView:
+        submission = self.store.submission(task_id)
+        assert submission is not None
+        task = msgspec.json.decode(submission[1], type=Task)
+        root = self.tree.root.state
+        over = root.over.get(TaskId(task_id))
+        live = root.tasks.get(TaskId(task_id))
+        tenant = task.tenant or (self.site.tenants[0].name if self.site.tenants else "me")
+        if live is None:
+            done = 1.0 if over == "done" else 0.0
+            return TaskView(
+                task_id, task.name, tenant, over or "queued", "", "", 0, 0, done, done, "", submitted_s
+            )
+        work_s = live.order.curve.work_s
+        state = "parked" if root.parked and live.phase == "queued" else str(live.phase)
+        devices = sum(need.devices for need in live.needs) if live.engine else 0
+        return TaskView(
+            task_id, task.name, tenant, state, live.place, live.point_id, devices, live.attempt,
+            live.done_s / work_s, live.saved_s / work_s, live.why_waiting, submitted_s,
+        )  # fmt: skip
+
+    def submitted_plan(self, task_id: str) -> Plan:
+        found = self.store.submission(task_id)
+        assert found is not None
+        return msgspec.json.decode(found[2], type=Plan)
+
+    def why(self, task_id: str) -> dict[str, Any]:
+        """Every decision about the task on every board, and what keeps it waiting now."""
+        view = self.task(task_id)
+        with self._lock:
+            told = [
+                {"at_s": at_s, "board": board, "verdict": verdict, "text": text}
+                for board, store in self._stores.items()
+                for at_s, verdict, text in store.reasons_of(task_id)
+            ]
+            told.sort(key=lambda entry: (entry["at_s"], [*self._stores].index(BoardId(str(entry["board"])))))
+            waiting = why_waiting(
+                self.tree.root.state, TaskId(task_id), self.clock.now_s(), self.clock.lease_s()
+            )
+        return {"task_id": task_id, "state": view.state, "decisions": told, "waiting": waiting}
+
+    def cancel(self, task_id: str, by: str) -> None:
+        self.task(task_id)
+        with self._lock:
+            self.tree.root.accept(CancelRequested(TaskId(task_id), by))
+            self.step()
+
+    def events(self, task_id: str, after: int = 0) -> list[dict[str, Any]]:
+        """The task's facts at the top board, oldest first."""
+        self.task(task_id)
+        with self._lock:
+            rows = self.store.facts_of(task_id, after=after)
+        return [
+            {
+                "fact_id": fact_id,
+                "at_s": at_s,
+                "kind": fact_of(body).kind,
+                "fact": msgspec.to_builtins(fact_of(body)),
+            }
+            for fact_id, at_s, body in rows
+        ]
+
+    def logs(self, task_id: str, after: int = 0) -> dict[str, Any]:
+        """What the task's attempts printed, from character `after` of all attempts joined."""
+        self.task(task_id)
+        texts = []
+        for path in self._attempts(task_id):
+            log = path / "log.txt"
+            body = log.read_text(errors="replace") if log.exists() else ""
+            texts.append(f"--- attempt {path.name.rsplit('-', 1)[1]} ---\n{body}")
+        joined = "".join(texts)
+        return {"text": joined[after:], "next": len(joined)}
+
+    def _attempts(self, task_id: str) -> list[Path]:
+        found = [
+            path
+            for path in (self.folder / "engines").glob(f"*/attempts/{task_id}-*")
+            if path.name.rsplit("-", 1)[1].isdigit() and path.name.rsplit("-", 1)[0] == task_id
+        ]
+        return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
+
+    def progress(self, task_id: str) -> list[tuple[float, TaskProgress]]:
+        with self._lock:
+            rows = self.store.facts_of(task_id, ["task_progress"])
+        found = []
+        for _, at_s, body in rows:
+            fact = fact_of(body)
+            assert isinstance(fact, TaskProgress)
+            found.append((at_s, fact))
+        return found
+
+    def exits(self, task_id: str) -> list[TaskExited]:
+        with self._lock:
+            rows = self.store.facts_of(task_id, ["task_exited"])
+        found = []
+        for _, _, body in rows:
+            fact = fact_of(body)
+            assert isinstance(fact, TaskExited)
+            found.append(fact)
+        return found
+
+    # ---- money -----------------------------------------------------------------------------------------------------
+
+    def balances(self) -> dict[str, int]:
+        with self._lock:
+            return {account: balance for account, _currency, balance in self.store.balances()}
+
+    def ledger_sum(self) -> int:
+        with self._lock:
+            return sum(check_balances(self.store.balances()).values())
+
+    def bill(self, task_id: str) -> Receipt:
+        """The receipt of a task that is over, or of its ended attempts so far."""
+        view = self.task(task_id)
+        usages: dict[int, Usage] = {}
+        lost_s = 0.0
+        for fact in self.exits(task_id):
+            if fact.attempt not in usages and fact.outcome in ("lost", "failed", "cancelled"):
+                lost_s += max(0.0, fact.done_s - fact.saved_s)
+            usages[fact.attempt] = fact.usage
+        return make_receipt(
+            TaskId(task_id), view.tenant, usages.values(), self.tariff.of, view.state, lost_s, self._sign
+        )
+
+    def charged(self, task_id: str) -> int:
+        """What the ledger took for the task: must equal the receipt."""
+        with self._lock:
+            rows = self.store.postings_about(task_id)
+        return sum(amount for _key, account, amount, _currency in rows if account.startswith("provider/"))
+
+    def _sign(self, body: bytes) -> str:
+        path = self.folder / "receipt.key"
+        if not path.exists():
+            path.touch(0o600)
+            path.write_bytes(secrets.token_bytes(32))
+        return hmac.new(path.read_bytes(), body, hashlib.sha256).hexdigest()
+
+    def boards(self) -> list[dict[str, Any]]:
+        """Every board with its pools: devices, free, tariff."""
+        with self._lock:
+            out = []
+            for spec in self.site.root.walk():
+                state = self.tree.controllers[spec.board].state
+                pools = []
+                for pool in spec.pools:
+                    held = sum(
+                        need.devices
+                        for task in state.tasks.values()
+                        if task.engine is not None
+                        for need in task.needs
+                        if need.chip_class == pool.chip_class
+                    )
+                    pools.append(
+                        {
+                            "chip_class": pool.chip_class,
+                            "devices": pool.devices,
+                            "free": pool.devices - held,
+                            "tariff_micro_cny_per_device_hour": pool.tariff_micro_cny_per_device_hour,
+                            "train_flops_per_s": pool.probe.train_flops_per_s if pool.probe else None,
+                        }
+                    )
+                children = [child.board for child in spec.children]
+                out.append(
+                    {"board": spec.board, "children": children, "pools": pools, "tasks": len(state.tasks)}
+                )
+            return out
+
+
+def verify_store(folder: Path) -> dict[str, int]:
+    """Replay every board's store; board -> ticks that gave the same commands.  Raises QipanError, NotFound."""
+    paths = sorted(folder.glob("*.db"))
+    if not paths:
+        raise NotFound(f"{folder} holds no board's store (*.db); name the --store of a run")
+    counts = {}
+    for path in paths:
+        store = Store(path)
+        meta = msgspec.json.decode(store.get("settings") or b"{}", type=dict)
+        settings = msgspec.convert(meta.get("settings", {}), type=Settings)
+        counts[path.stem] = verify(store, BoardId(path.stem), settings, top=bool(meta.get("top", True)))
+        store.close()
+    return counts
+
+
+def vocabulary(task: Task) -> int:
+    """The vocabulary that the built-in trainer will find in the data; 0 when the model states its own."""
+    if task.run or task.model is None or task.model.vocab or task.kind not in ("train", "finetune"):
+        return 0
+    from qipan.trainer.data import load_corpus
+
+    return load_corpus(task.data).vocab
