@@ -6,7 +6,7 @@ import hmac
 import secrets
 import threading
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,10 @@ from qipan.hardware import BoardId, BoardSpec
 from qipan.leases import EngineId, Order, Receipt, TaskId, Usage
 from qipan.ledger import Books, Tariff, check_balances, make_receipt
 from qipan.ledger.transfer import move
-from qipan.planner import Plan, plan_task
+from qipan.planner import Option, Plan, plan_task, rank
 from qipan.quantities import format_money
 from qipan.scheduler import Settings
-from qipan.scheduler.bids import most_efficient
+from qipan.scheduler.bids import most_efficient, worth_of
 from qipan.scheduler.why import why_waiting
 from qipan.store import Store
 from qipan.tree import Tree, build_tree
@@ -146,7 +146,7 @@ class Host:
     # ---- what people ask -------------------------------------------------------------------------------------------
 
     def plan(self, task: Task) -> Plan:
-        return plan_task(task, self.site.root, self.site.links, vocab=vocabulary(task))
+        return plan_on(self.site, task)
 
     def submit(self, task: Task, key: str | None = None) -> tuple[str, Plan]:
         """Plan, hold the money, hand the task to the top board.  Durable when it returns.  The same key submits
@@ -159,7 +159,7 @@ class Host:
                 reasons = "; ".join(f"{refused.place}: {refused.why}" for refused in plan.refused)
                 raise Infeasible(f"{task.name}: no place can run it: {reasons}")
             task_id = self._new_id(task.name)
-            order = self._order(task, TaskId(task_id), plan.curve)
+            order = order_of(self.site, task, TaskId(task_id), plan.curve, self.clock.now_s())
             chosen = plan.options[0]
             hold = task.limits.max_cost_micro_cny or chosen.cost_p90_micro_cny
             self._check_funds(order.tenant, hold)
@@ -175,22 +175,6 @@ class Host:
         while f"{name}-{number}" in taken:
             number += 1
         return f"{name}-{number}"
-
-    def _order(self, task: Task, task_id: TaskId, curve: Curve) -> Order:
-        best = most_efficient(curve)
-        device_hours = curve.work_s / best.rate * best.devices / 3600
-        if task.limits.max_cost_micro_cny is not None:
-            bid = round(task.limits.max_cost_micro_cny / device_hours)
-        else:
-            bid = max(self.tariff.micro_cny_per_device_hour.values())
-        now_s = self.clock.now_s()
-        deadline_s = now_s + task.limits.deadline_s if task.limits.deadline_s is not None else None
-        tenant = task.tenant or self.site.tenants[0].name if self.site.tenants else "me"
-        return Order(
-            task_id, tenant, task.name, curve, bid, now_s, deadline_s, task.elastic, task.objective,
-            task.limits.regions, task.limits.vendors, on_partition=task.on_partition,
-            launch=msgspec.json.encode(Launch(task)), preemptible=task.elastic,
-        )  # fmt: skip
 
     def _check_funds(self, tenant: str, hold: int) -> None:
         balance = self.balances().get(f"tenant/{tenant}")
@@ -222,7 +206,7 @@ class Host:
         root = self.tree.root.state
         over = root.over.get(TaskId(task_id))
         live = root.tasks.get(TaskId(task_id))
-        tenant = task.tenant or (self.site.tenants[0].name if self.site.tenants else "me")
+        tenant = tenant_of(self.site, task)
         if live is None:
             done = 1.0 if over == "done" else 0.0
             return TaskView(
@@ -381,6 +365,46 @@ class Host:
                     {"board": spec.board, "children": children, "pools": pools, "tasks": len(state.tasks)}
                 )
             return out
+
+
+def plan_on(site: Site, task: Task) -> Plan:
+    """The plan of a task on a site, ranked as its scheduler will choose.  Needs no server."""
+    plan = plan_task(task, site.root, site.links, vocab=vocabulary(task))
+    if plan.curve is None:
+        return plan
+    curve = plan.curve
+    worth = worth_of(order_of(site, task, TaskId(task.name), curve, 0.0), 0.0, 0.0)
+    tariffs = {
+        f"{pool.site}|{pool.chip_class}": pool.tariff_micro_cny_per_device_hour for pool in site.pools()
+    }
+
+    def score(option: Option) -> float:
+        return -worth.of(curve.point(option.point_id), tariffs[f"{option.place}|{option.chip_class}"])
+
+    ranked = rank(plan.options, score)
+    return replace(plan, options=ranked, chosen=ranked[0].option_id)
+
+
+def order_of(site: Site, task: Task, task_id: TaskId, curve: Curve, now_s: float) -> Order:
+    """The task as the scheduler sees it.  It bids its budget over its device-hours at the most efficient point, or
+    the dearest tariff it may meet."""
+    best = most_efficient(curve)
+    device_hours = curve.work_s / best.rate * best.devices / 3600
+    if task.limits.max_cost_micro_cny is not None:
+        bid = round(task.limits.max_cost_micro_cny / device_hours)
+    else:
+        usable = {need.chip_class for point in curve.points for need in point.needs}
+        bid = max(pool.tariff_micro_cny_per_device_hour for pool in site.pools() if pool.chip_class in usable)
+    deadline_s = now_s + task.limits.deadline_s if task.limits.deadline_s is not None else None
+    return Order(
+        task_id, tenant_of(site, task), task.name, curve, bid, now_s, deadline_s, task.elastic, task.objective,
+        task.limits.regions, task.limits.vendors, on_partition=task.on_partition,
+        launch=msgspec.json.encode(Launch(task)), preemptible=task.elastic,
+    )  # fmt: skip
+
+
+def tenant_of(site: Site, task: Task) -> str:
+    return task.tenant or (site.tenants[0].name if site.tenants else "me")
 
 
 def verify_store(folder: Path) -> dict[str, int]:

@@ -1,5 +1,5 @@
 """The planner: how a task could run, at what cost, and when it would end; pure."""
 
-from qipan.planner.plan import Option, Plan, Refused, plan_task
+from qipan.planner.plan import Option, Plan, Refused, plan_task, rank
 
-__all__ = ["Option", "Plan", "Refused", "plan_task"]
+__all__ = ["Option", "Plan", "Refused", "plan_task", "rank"]

@@ -1,7 +1,7 @@
 """A plan: options with cost and finish, refusals with reasons, and the curve that the scheduler runs on."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
@@ -269,7 +269,7 @@ def _over_limits(task: Task, option: Option) -> str:
 
 
 def _choose(task: Task, options: Sequence[Option]) -> tuple[Option, ...]:
-    """Ranked by the objective, the chosen one first; each other says why not."""
+    """Ranked by the objective alone."""
     least = min(option.cost_p50_micro_cny for option in options) or 1
     soonest = min(option.finish_p50_s for option in options)
 
@@ -277,6 +277,12 @@ def _choose(task: Task, options: Sequence[Option]) -> tuple[Option, ...]:
         cost, time = option.cost_p50_micro_cny / least, option.finish_p50_s / soonest
         return {"cost": cost + 0.01 * time, "time": time + 0.01 * cost}.get(task.objective, cost + time)
 
+    return rank(options, score)
+
+
+def rank(options: Sequence[Option], score: Callable[[Option], float]) -> tuple[Option, ...]:
+    """The option with the lowest score first; each other says why not.  A board ranks by what its scheduler would
+    choose, so that the plan shows what will happen."""
     ranked = sorted(options, key=lambda option: (score(option), option.option_id))
     first = ranked[0]
     done = []

@@ -43,7 +43,7 @@ def load_site(path: str | Path) -> Site:
     top = read_yaml(path.read_text(encoding="utf-8"), str(path)).fields(("site",))
     if "site" not in top:
         raise InvalidInput("has no `site:`", str(path))
-    return _site(top["site"])
+    return parse_site(top["site"])
 
 
 def this_machine(cores: int | None = None) -> Site:
@@ -55,7 +55,7 @@ def this_machine(cores: int | None = None) -> Site:
     return Site(BoardSpec(BoardId("here"), pools=(pool,)), tenants=(Tenant("me", 1_000_000_000),))
 
 
-def _site(value: Value) -> Site:
+def parse_site(value: Value) -> Site:
     fields = value.fields(("board", "links", "tenants", "tariff_version", "lease"))
     if "board" not in fields:
         raise value.error("needs `board`, the top of the tree")

@@ -1,0 +1,293 @@
+"""`qipan`: the commands, each a few lines over the client or the host."""
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from qipan.errors import InvalidInput, NotFound, QipanError
+
+app = typer.Typer(
+    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    help="棋盘 Qipan: many data centres full of unlike AI chips, as one supply.",
+)  # fmt: skip
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document (a line per event where it streams).")]
+StoreDir = Annotated[Optional[Path], typer.Option("--store", help="The folder of the boards' stores.")]  # noqa: UP045
+SiteFile = Annotated[Optional[Path], typer.Option("--site", help="The site file (default: qipan.yaml here).")]  # noqa: UP045
+OVER = ("done", "failed", "cancelled")
+
+
+def store_of(store: Path | None) -> Path:
+    """Flag, then QIPAN_STORE, then the user's state folder."""
+    import platformdirs
+
+    return store or Path(os.environ.get("QIPAN_STORE") or platformdirs.user_state_path("qipan") / "store")
+
+
+def site_of(path: Path | None) -> Any:
+    """Flag, then QIPAN_SITE, then qipan.yaml here, else this machine as one data centre."""
+    from qipan.workload.site import load_site, this_machine
+
+    named = path or (Path(os.environ["QIPAN_SITE"]) if "QIPAN_SITE" in os.environ else None)
+    if named is not None:
+        return load_site(named)
+    return load_site("qipan.yaml") if Path("qipan.yaml").exists() else this_machine()
+
+
+def probed(site: Any, quiet: bool = False) -> Any:
+    """The site with its local pools measured; results are kept in the user's cache."""
+    from dataclasses import replace
+
+    import platformdirs
+
+    from qipan.engines.probing import probe_tree
+
+    say = (
+        (lambda _text: None) if quiet else (lambda text: print(f"qipan: {text}", file=sys.stderr, flush=True))
+    )
+    cache = Path(platformdirs.user_cache_path("qipan")) / "probes.json"
+    return replace(site, root=probe_tree(site.root, cache, time.time(), say))
+
+
+def client(store: Path | None) -> Any:
+    from qipan.client import Client
+
+    return Client(store_of(store))
+
+
+def out(value: Any) -> None:
+    print(json.dumps(value, ensure_ascii=False, indent=None, separators=(", ", ": ")), flush=True)
+
+
+@app.command()
+def plan(task: Path, json_: Json = False, site: SiteFile = None, store: StoreDir = None) -> None:
+    """How a task could run: options, cost, finish, refusals.  Needs no server."""
+    import msgspec
+
+    from qipan.cli import tables
+    from qipan.host import plan_on
+    from qipan.workload.parse import load_task
+
+    checked = load_task(task)
+    made = plan_on(probed(site_of(site)), checked)
+    if json_:
+        out(msgspec.to_builtins(made))
+    else:
+        tables.print_plan(made)
+    if made.curve is None:
+        raise typer.Exit(104)
+
+
+@app.command()
+def submit(task: Path, json_: Json = False, store: StoreDir = None, key: str = "") -> None:
+    """Hand a task to the board; it is durable when this returns."""
+    from qipan.cli import tables
+    from qipan.workload.parse import load_task
+
+    load_task(task)  # the same check as the server's, so that the error needs no server
+    answer = client(store).submit(
+        task.read_text(encoding="utf-8"), str(task), str(task.resolve().parent), key or None
+    )
+    if json_:
+        out(answer)
+    else:
+        tables.print_submitted(answer)
+
+
+@app.command()
+def ps(json_: Json = False, store: StoreDir = None) -> None:
+    """All tasks of the board."""
+    from qipan.cli import tables
+
+    tasks = client(store).call("GET", "/tasks")["tasks"]
+    if json_:
+        out({"tasks": tasks})
+    else:
+        tables.print_tasks(tasks)
+
+
+@app.command()
+def why(task: str, json_: Json = False, store: StoreDir = None) -> None:
+    """Every decision about a task, and what it waits for."""
+    from qipan.cli import tables
+
+    answer = client(store).call("GET", f"/tasks/{task}/why")
+    if json_:
+        out(answer)
+    else:
+        tables.print_why(answer)
+
+
+@app.command()
+def logs(
+    task: str,
+    follow: Annotated[bool, typer.Option("--follow", "-f")] = False,
+    json_: Json = False,
+    store: StoreDir = None,
+) -> None:
+    """What a task printed.  Ctrl-C detaches and never cancels."""
+    board, after = client(store), 0
+    try:
+        while True:
+            answer = board.call("GET", f"/tasks/{task}/logs", after=after)
+            if answer["text"]:
+                if json_:
+                    out({"text": answer["text"]})
+                else:
+                    print(answer["text"], end="", flush=True)
+            after = answer["next"]
+            if not follow or board.task(task)["state"] in OVER:
+                return
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def events(
+    task: str,
+    follow: Annotated[bool, typer.Option("--follow", "-f")] = False,
+    json_: Json = False,
+    store: StoreDir = None,
+) -> None:
+    """The facts about a task, one line each."""
+    board, after = client(store), 0
+    try:
+        while True:
+            for event in board.call("GET", f"/tasks/{task}/events", after=after)["events"]:
+                after = event["fact_id"]
+                if json_:
+                    out(event)
+                else:
+                    stamp = time.strftime("%H:%M:%S", time.localtime(event["at_s"]))
+                    print(
+                        f"{stamp} {event['kind']:16} {event['fact'].get('detail') or event['fact'].get('why') or event['fact'].get('point_id') or ''}",
+                        flush=True,
+                    )
+            if not follow or board.task(task)["state"] in OVER:
+                return
+            time.sleep(0.5)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+
+
+@app.command()
+def wait(task: str, json_: Json = False, store: StoreDir = None, timeout: float = 0.0) -> None:
+    """Until a task is over: exit 0 done, 100 failed, 103 cancelled, 101 not finished in --timeout seconds."""
+    board, began_s = client(store), time.monotonic()
+    try:
+        while (view := board.task(task))["state"] not in OVER:
+            if timeout and time.monotonic() - began_s > timeout:
+                break
+            time.sleep(0.3)
+    except KeyboardInterrupt:
+        raise typer.Exit(130) from None
+    if json_:
+        out(view)
+    else:
+        print(f"{task}: {view['state']}")
+    raise typer.Exit({"done": 0, "failed": 100, "cancelled": 103}.get(view["state"], 101))
+
+
+@app.command()
+def cancel(task: str, json_: Json = False, store: StoreDir = None) -> None:
+    """Stop a task for good."""
+    answer = client(store).call("POST", f"/tasks/{task}/cancel")
+    if json_:
+        out(answer)
+    else:
+        print(f"{task}: cancelling")
+
+
+@app.command()
+def bill(task: str, json_: Json = False, store: StoreDir = None) -> None:
+    """What a task has cost: a line per attempt, and the ledger's own sum."""
+    from qipan.cli import tables
+
+    answer = client(store).call("GET", f"/tasks/{task}/bill")
+    if json_:
+        out(answer)
+    else:
+        tables.print_receipt(answer["receipt"], answer["charged_micro_cny"])
+
+
+@app.command()
+def board(json_: Json = False, store: StoreDir = None) -> None:
+    """The tree of boards with its pools."""
+    from qipan.cli import tables
+
+    boards = client(store).call("GET", "/boards")["boards"]
+    if json_:
+        out({"boards": boards})
+    else:
+        tables.print_boards(boards)
+
+
+@app.command()
+def ledger(json_: Json = False, store: StoreDir = None) -> None:
+    """All accounts; they sum to zero."""
+    from qipan.cli import tables
+
+    answer = client(store).call("GET", "/ledger")
+    if json_:
+        out(answer)
+    else:
+        tables.print_ledger(answer["balances_micro_cny"])
+
+
+@app.command()
+def up(store: StoreDir = None, site: SiteFile = None, json_: Json = False) -> None:
+    """Run all boards of a site in this process until Ctrl-C, which parks the tasks with a checkpoint."""
+    from qipan.cli.run import run_up
+
+    raise typer.Exit(run_up(probed(site_of(site), quiet=json_), store_of(store), json_))
+
+
+@app.command()
+def demo(store: StoreDir = None, site: SiteFile = None, json_: Json = False) -> None:
+    """The main job, live: train, shrink, lose a worker, grow, finish, and a receipt that adds up."""
+    from qipan.cli.demo import run_demo
+
+    raise typer.Exit(run_demo(site_of(site), store, json_))
+
+
+@app.command()
+def twin(
+    scenario: Annotated[Optional[Path], typer.Argument()] = None,  # noqa: UP045
+    verify: Annotated[
+        Path | None, typer.Option("--verify", help="Replay a store and compare every command.")
+    ] = None,
+    seed: int = 0,
+    json_: Json = False,
+) -> None:
+    """Run a scenario on simulated engines, or replay a store."""
+    from qipan.cli import tables
+
+    if verify is not None:
+        from qipan.host import verify_store
+
+        counts = verify_store(verify)
+        if json_:
+            out({"verified_ticks": counts})
+        else:
+            print(
+                f"verified: {sum(counts.values())} ticks of {len(counts)} boards gave the same commands, byte for byte"
+            )
+        return
+    if scenario is None:
+        raise InvalidInput("name a scenario such as examples/day.yaml, or --verify STORE")
+    from qipan.twin.scenario import run_scenario
+
+    report = run_scenario(scenario, seed)
+    if json_:
+        out(report)
+    else:
+        tables.print_twin(report)
+
+
+__all__ = ["NotFound", "QipanError", "app"]

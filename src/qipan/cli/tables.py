@@ -1,0 +1,159 @@
+"""What people see: tables on a terminal, plain aligned lines when piped."""
+
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from qipan.planner import Plan
+from qipan.quantities import format_bytes, format_duration, format_money
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.table import Table
+
+        view = Table(title=title, title_justify="left", header_style="bold")
+        for column in columns:
+            view.add_column(column)
+        for row in rows:
+            view.add_row(*row)
+        Console().print(view)
+        return
+    print(title)
+    widths = [max(_width(str(row[i])) for row in [columns, *rows]) for i in range(len(columns))]
+    for row in [columns, *rows]:
+        line = "  ".join(cell + " " * (width - _width(cell)) for cell, width in zip(row, widths, strict=True))
+        print("  " + line.rstrip())
+    sys.stdout.flush()
+
+
+def _width(text: str) -> int:
+    return sum(2 if ord(character) > 0x2E80 else 1 for character in text)
+
+
+def print_plan(plan: Plan) -> None:
+    rows = [
+        [
+            "*" if option.option_id == plan.chosen else "front" if option.on_front else "",
+            option.place,
+            option.chip_class,
+            str(option.devices),
+            option.strategy,
+            format_money(option.cost_p50_micro_cny),
+            f"{format_duration(option.finish_p10_s)}..{format_duration(option.finish_p50_s)}..{format_duration(option.finish_p90_s)}",
+            format_duration(option.restart_s),
+            format_bytes(option.data_bytes_to_move),
+            option.why_not or "chosen",
+        ]
+        for option in plan.options
+    ]
+    table(
+        f"方案 plan of {plan.task} (finish p10..p50..p90 from its start)",
+        ["", "place", "chip", "devices", "strategy", "cost p50", "finish", "restart", "data", "why not"],
+        rows,
+    )
+    if plan.refused:
+        refused = [[refused.place, refused.chip_class, refused.what, refused.why] for refused in plan.refused]
+        table("refused", ["place", "chip", "what", "why"], refused)
+    if plan.vocab_assumed:
+        print(
+            f"  vocabulary from the data: {plan.vocab_assumed}; checkpoint every {format_duration(plan.checkpoint_every_s)}"
+        )
+
+
+def print_submitted(answer: dict[str, Any]) -> None:
+    options = answer["plan"]["options"]
+    print(
+        f"{answer['task_id']}: submitted; planned at {options[0]['place']} on {options[0]['devices']} x"
+        f" {options[0]['chip_class']}, about {format_duration(options[0]['finish_p50_s'])},"
+        f" {format_money(options[0]['cost_p50_micro_cny'])}"
+    )
+
+
+def print_tasks(tasks: Sequence[dict[str, Any]]) -> None:
+    rows = [
+        [
+            task["task_id"], task["tenant"], task["state"], task["place"] or "-", str(task["devices"] or "-"),
+            f"{task['progress']:.0%}", str(task["attempt"] or "-"), task["waiting"],
+        ]
+        for task in tasks
+    ]  # fmt: skip
+    table("任务 tasks", ["task", "tenant", "state", "place", "devices", "done", "attempt", "waits for"], rows)
+
+
+def print_why(answer: dict[str, Any]) -> None:
+    began_s = answer["decisions"][0]["at_s"] if answer["decisions"] else 0.0
+    rows = [
+        [f"+{entry['at_s'] - began_s:.1f}s", entry["board"], entry["verdict"], entry["text"]]
+        for entry in answer["decisions"]
+    ]
+    table(f"为什么 why {answer['task_id']} ({answer['state']})", ["when", "board", "what", "because"], rows)
+    for entry in answer["waiting"]:
+        print(f"  waits: [{entry['constraint']}] {entry['text']}")
+
+
+def print_receipt(receipt: dict[str, Any], charged_micro_cny: int) -> None:
+    rows = [
+        [
+            str(line["usage"]["attempt"]), line["usage"]["board"], line["usage"]["chip_class"],
+            str(line["usage"]["devices"]), line["usage"]["point_id"],
+            time.strftime("%H:%M:%S", time.localtime(line["usage"]["started_s"])),
+            f"{line['usage']['device_s']:.3f}", line["tariff_version"],
+            format_money(line["tariff_micro_cny_per_device_hour"]), format_money(line["cost_micro_cny"]),
+        ]
+        for line in receipt["lines"]
+    ]  # fmt: skip
+    table(
+        f"凭据 receipt of {receipt['task_id']} ({receipt['outcome']}) for {receipt['tenant']}",
+        [
+            "attempt",
+            "where",
+            "chip",
+            "devices",
+            "point",
+            "from",
+            "device-seconds",
+            "tariff",
+            "per device-hour",
+            "cost",
+        ],
+        rows,
+    )
+    total = receipt["cost_micro_cny"]
+    agree = "agrees" if total == charged_micro_cny else "DOES NOT AGREE"
+    print(f"  total {format_money(total)}; the ledger charged {format_money(charged_micro_cny)}: {agree}")
+    print(
+        f"  work done again after losses: {receipt['lost_work_s']:.1f} s; signature {receipt['signature'][:16]}"
+    )
+
+
+def print_ledger(balances: dict[str, int]) -> None:
+    rows = [[account, format_money(balance)] for account, balance in sorted(balances.items())]
+    table("账本 ledger", ["account", "balance"], rows)
+    print(f"  all accounts sum to {format_money(sum(balances.values()))}")
+
+
+def print_boards(boards: Sequence[dict[str, Any]]) -> None:
+    rows = []
+    for board in boards:
+        if not board["pools"]:
+            rows.append(
+                [board["board"], "-> " + ", ".join(board["children"]), "", "", "", str(board["tasks"])]
+            )
+        for pool in board["pools"]:
+            speed = pool["train_flops_per_s"]
+            rows.append(
+                [
+                    board["board"], pool["chip_class"], f"{pool['free']}/{pool['devices']}",
+                    format_money(pool["tariff_micro_cny_per_device_hour"]),
+                    f"{speed / 1e9:.1f} GFLOP/s" if speed else "not measured", str(board["tasks"]),
+                ]
+            )  # fmt: skip
+    table("棋盘 boards", ["board", "chip class", "free", "per device-hour", "measured", "tasks"], rows)
+
+
+def print_twin(report: dict[str, Any]) -> None:
+    rows = [[name, str(value)] for name, value in report["figures"].items()]
+    table(f"twin of {report['scenario']} (seed {report['seed']})", ["figure", "value"], rows)
