@@ -76,7 +76,7 @@ class Host:
             make_engine=self._engine,
             make_store=self._stores.__getitem__,
             settings=Settings(lease_s=site.lease_s),
-            books=Books(self.tariff),
+            make_books=lambda: Books(self.tariff),
         )
         for tenant in site.tenants:
             opening = move(

@@ -27,7 +27,7 @@ class Tree:
     settings: Settings
     stores: dict[BoardId, Store]
     engines: dict[BoardId, Engine]
-    books: Bookkeeper | None = None
+    make_books: Callable[[], Bookkeeper] | None = None
     carriers: dict[tuple[BoardId, BoardId], Carrier] = field(default_factory=dict)
     controllers: dict[BoardId, Controller] = field(default_factory=dict)
 
@@ -54,7 +54,7 @@ class Tree:
             name = EngineId(child.board)
             engines[name] = BoardEngine(name, self.carriers[board, child.board], incarnation)
         link = ParentLink(self.carriers[board, parent], incarnation) if parent is not None else None
-        books = self.books if parent is None else None
+        books = self.make_books() if parent is None and self.make_books else None
         self.controllers[board] = Controller(board, store, self.clock, engines, link, self.settings, books)
 
 
@@ -65,7 +65,7 @@ def build_tree(
     make_engine: Callable[[BoardSpec], Engine],
     make_store: Callable[[BoardId], Store],
     settings: Settings,
-    books: Bookkeeper | None = None,
+    make_books: Callable[[], Bookkeeper] | None = None,
     wrap: WrapCarrier = lambda _source, _target, carrier: carrier,
 ) -> Tree:
     boards = spec.walk()
@@ -75,7 +75,7 @@ def build_tree(
         settings,
         {board.board: make_store(board.board) for board in boards},
         {board.board: make_engine(board) for board in boards if board.pools},
-        books,
+        make_books,
     )
     for board in boards:
         for child in board.children:

@@ -7,7 +7,9 @@
 """
 
 from qipan.engines.simulated import SimulatedEngine
+from qipan.hardware import BoardId, ChipClassId
 from qipan.leases import TaskId
+from qipan.ledger import check_balances
 from qipan.scheduler import Phase
 from qipan.twin.world import World
 
@@ -42,3 +44,30 @@ def check_end(world: World, submitted: set[TaskId]) -> None:
     missing = submitted - set(over) - set(world.tree.root.state.tasks)
     if missing:
         raise Violation(f"lost: {sorted(missing)}")
+    _check_ledger(world)
+
+
+def _check_ledger(world: World) -> None:
+    balances = world.tree.root.store.balances()
+    if any(check_balances(balances).values()):
+        raise Violation(f"the ledger does not sum to zero: {balances}")
+    holds = {account: balance for account, _, balance in balances if account.startswith("hold/") and balance}
+    live = {f"hold/{task_id}" for task_id in world.tree.root.state.tasks}
+    if set(holds) - live:
+        raise Violation(f"holds of tasks that are over: {holds}")
+    for board in world.tree.engines:
+        ran = sum(
+            round(devices * (end_s - start_s) * 1e6) * _tariff(world, board, chip) / 3.6e9
+            for _, _, chip, devices, start_s, end_s in world.simulated(board).lifetimes
+        )
+        paid = sum(balance for account, _, balance in balances if account == f"provider/{board}")
+        attempts = len(world.simulated(board).lifetimes)
+        if not world.tree.root.state.tasks and abs(paid - ran) > attempts:
+            raise Violation(
+                f"{board} was paid {paid}, its engine ran for {ran:.0f} micro-CNY in {attempts} attempts"
+            )
+
+
+def _tariff(world: World, board: BoardId, chip_class: ChipClassId) -> int:
+    spec = next(spec for spec in world.tree.spec.walk() if spec.board == board)
+    return next(pool.tariff_micro_cny_per_device_hour for pool in spec.pools if pool.chip_class == chip_class)

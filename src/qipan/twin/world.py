@@ -11,7 +11,9 @@ from qipan.engines.simulated import Behaviour, SimulatedEngine
 from qipan.events import TaskSubmitted
 from qipan.hardware import BoardId, BoardSpec
 from qipan.leases import EngineId, Offer, Order, TaskId
+from qipan.ledger import Books, Tariff
 from qipan.scheduler import Settings
+from qipan.scheduler.bids import most_efficient
 from qipan.store import Store
 from qipan.tree import Tree, build_tree
 
@@ -44,7 +46,9 @@ class World:
 
     def submit(self, order: Order, at: BoardId | None = None) -> None:
         controller = self.tree.controllers[at] if at else self.tree.root
-        controller.accept(TaskSubmitted(order, 0))
+        best = most_efficient(order.curve)
+        hours = order.curve.work_s / best.rate * best.devices / 3600
+        controller.accept(TaskSubmitted(order, round(order.bid_micro_cny_per_device_hour * hours)))
 
     def simulated(self, board: BoardId) -> SimulatedEngine:
         engine = self.tree.engines[board]
@@ -116,9 +120,26 @@ def build_world(
         return FaultyCarrier(carrier, rng, faults.lose, faults.delay, faults.repeat)
 
     tree = build_tree(
-        spec, clock=clock, make_engine=make_engine, make_store=make_store, settings=settings, wrap=wrap
+        spec,
+        clock=clock,
+        make_engine=make_engine,
+        make_store=make_store,
+        settings=settings,
+        make_books=lambda: books_of(spec),
+        wrap=wrap,
     )
     return World(tree, clock)
+
+
+def books_of(spec: BoardSpec) -> Books:
+    """The books of the tree's owner, at the pools' posted tariffs."""
+    pools = [pool for board in spec.walk() for pool in board.pools]
+    return Books(
+        Tariff(
+            "twin",
+            {f"{pool.site}|{pool.chip_class}": pool.tariff_micro_cny_per_device_hour for pool in pools},
+        )
+    )
 
 
 def pool_offers(board: BoardSpec) -> tuple[Offer, ...]:

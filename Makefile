@@ -1,0 +1,33 @@
+# `make demo` and `make test` do all their own set-up.
+PY := .venv/bin/python
+
+.PHONY: setup demo test style check bench endurance lock
+
+setup:
+	@bash scripts/setup.sh
+
+demo: setup
+	@.venv/bin/qipan demo
+
+# Style, types, imports, and every test that is not marked endurance.
+test: style
+	@$(PY) -m pytest -m "not endurance"
+
+style: setup
+	@.venv/bin/ruff format --check .
+	@.venv/bin/ruff check .
+	@.venv/bin/mypy
+	@.venv/bin/lint-imports
+
+# The fast suite: no test here runs real processes for more than a few seconds.
+check: style
+	@$(PY) -m pytest -m "not slow and not endurance"
+
+endurance: setup
+	@$(PY) -m pytest -m endurance --timeout 7200
+
+bench: setup
+	@$(PY) -m benchmarks.twin --json /dev/stdout
+
+lock:
+	@bash scripts/lock.sh
