@@ -1,0 +1,178 @@
+"""The real controllers on a manual clock: invariants under lost, late and repeated messages, crashes and kills."""
+
+import pytest
+
+from qipan.clock import named_random
+from qipan.controller import verify
+from qipan.leases import TaskId
+from qipan.scheduler import Settings
+from qipan.twin import (
+    Faults,
+    Happening,
+    World,
+    arrivals,
+    build_world,
+    check_end,
+    check_world,
+    crash,
+    kill_task,
+)
+from worlds import FAST, SLOW, TARIFF, nation, order, random_orders
+
+BOARDS = ["cn", "east", "west", "dc1", "dc2", "dc3"]
+
+
+def stormy_world(seed: int, tasks: int = 40) -> tuple[World, set[TaskId]]:
+    """Forty tasks on three levels; a tenth of the messages lost, a fifth late, a tenth repeated; one board crashes,
+    three attempts are killed."""
+    rng = named_random(seed, "faults of the world")
+    world = build_world(nation(), seed=seed, faults=Faults(lose=0.1, delay=0.2, repeat=0.1))
+    world.after_step.append(check_world)
+    orders = random_orders(named_random(seed, "orders"), tasks, 300.0)
+    world.happenings = arrivals(orders)
+    world.happenings.append(Happening(rng.uniform(0, 500), "crash", crash(rng.choice(BOARDS))))
+    for i in range(3):
+        leaf = rng.choice(["dc1", "dc2", "dc3"])
+        world.happenings.append(
+            Happening(rng.uniform(0, 500), f"kill {i}", kill_task(leaf, rng.randrange(10)))
+        )
+    return world, {order.task_id for order in orders}
+
+
+def run_storm(seed: int) -> World:
+    try:
+        world, submitted = stormy_world(seed)
+        world.run(until_s=50_000)
+        check_end(world, submitted)
+        assert set(world.tree.root.state.over.values()) == {"done"}
+        for controller in world.tree.controllers.values():
+            verify(
+                controller.store, controller.board, controller.state.settings, top=controller.parent is None
+            )
+    except BaseException as error:
+        error.add_note(f"seed {seed}: repeat with `pytest tests/test_twin.py -k 'storm and {seed}'`")
+        raise
+    return world
+
+
+def test_a_task_submitted_at_the_top_runs_at_a_leaf_and_ends():
+    world = build_world(nation(), seed=1)
+    world.happenings = arrivals([order("a")])
+    world.run(until_s=1000)
+    assert world.tree.root.state.over == {TaskId("a"): "done"}
+
+
+def test_a_killed_task_is_started_again_from_its_checkpoint():
+    world = build_world(nation(), seed=1)
+    world.happenings = [
+        *arrivals([order("a", work_s=300.0, counts=(4,))]),
+        Happening(100.0, "kill", kill_task("dc1", 0)),
+    ]
+    world.run(until_s=5000)
+    lives = world.simulated("dc1").lifetimes
+    assert [life[1] for life in lives] == [1, 2]
+    assert lives[1][5] - lives[1][4] < 300.0, "the second attempt did not begin from nothing"
+
+
+def test_a_task_may_enter_at_any_board():
+    world = build_world(nation(), seed=1)
+    world.happenings = arrivals([order("a")], at=lambda _task: "dc3")
+    world.run(until_s=1000)
+    assert world.tree.controllers["dc3"].state.over == {TaskId("a"): "done"}
+
+
+def test_a_cut_off_child_keeps_working_until_its_lease_ends_and_nothing_runs_twice():
+    world = build_world(nation(), seed=3, settings=Settings(lease_s=60, margin_s=10))
+    world.after_step.append(check_world)
+
+    def cut(on: bool):
+        def act(world: World) -> None:
+            for (source, target), carrier in world.tree.carriers.items():
+                if {source, target} == {"cn", "east"}:
+                    carrier.cut = on
+
+        return act
+
+    task = order("a", work_s=400.0, counts=(4,), on_partition="restart")
+    world.happenings = [
+        *arrivals([task]),
+        Happening(50.0, "cut", cut(True)),
+        Happening(1500.0, "heal", cut(False)),
+    ]
+    world.run(until_s=10_000)
+    lives = sorted(
+        (life for board in world.tree.engines for life in world.simulated(board).lifetimes),
+        key=lambda life: life[4],
+    )
+    assert world.tree.root.state.over == {TaskId("a"): "done"}
+    assert len(lives) == 2, lives
+    assert lives[0][5] <= lives[1][4], "the second began after the first had ended"
+
+
+def test_the_same_seed_gives_a_byte_identical_log():
+    def log() -> list[bytes]:
+        world, _ = stormy_world(7)
+        world.run(until_s=50_000)
+        return [
+            body
+            for controller in world.tree.controllers.values()
+            for tick in controller.store.ticks()
+            for body in (tick.decision, *tick.facts)
+        ]
+
+    assert log() == log()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(50))
+def test_storm(seed):
+    run_storm(seed)
+
+
+@pytest.mark.endurance
+def test_storms_by_the_thousand():
+    import time
+
+    began_s, count = time.process_time(), 2000
+    for seed in range(1000, 1000 + count):
+        run_storm(seed)
+    print(f"{count} seeds in {time.process_time() - began_s:.0f} CPU seconds")
+
+
+def money_in_time(seed: int, *, asks: bool) -> float:
+    """What tasks that met their deadline had bid for, in a nation short of chips."""
+    rng = named_random(seed, "orders")
+    orders = []
+    for i in range(60):
+        work_s, submitted_s = rng.choice([60.0, 120.0, 300.0]), rng.uniform(0, 300)
+        orders.append(
+            order(
+                f"t{i:03d}", bid=rng.choice([1, 2, 4, 8, 16]) * TARIFF, work_s=work_s,
+                counts=rng.choice([(1, 2), (2,), (1, 2, 4)]), elastic=rng.random() < 0.8, submitted_s=submitted_s,
+                deadline_s=submitted_s + work_s * rng.uniform(1.3, 3.5), chips=rng.choice([(FAST,), (FAST, SLOW)]),
+            )
+        )  # fmt: skip
+    world = build_world(nation(), seed=seed, settings=Settings(asks=asks))
+    world.happenings = arrivals(orders)
+    finished: dict[TaskId, float] = {}
+
+    def watch(world: World) -> None:
+        for task_id in world.tree.root.state.over:
+            finished.setdefault(task_id, world.clock.now_s())
+
+    world.after_step.append(watch)
+    world.run(until_s=20_000)
+    return sum(
+        order.bid_micro_cny_per_device_hour * order.curve.work_s
+        for order in orders
+        if finished.get(order.task_id, 1e18) <= order.deadline_s
+    )
+
+
+@pytest.mark.slow
+def test_prices_are_real_without_asks_a_tenth_less_money_is_earned_in_time():
+    ratios = [money_in_time(seed, asks=False) / money_in_time(seed, asks=True) for seed in range(20)]
+    print(
+        "money-weighted work by the deadlines without asks, per world:", [round(ratio, 3) for ratio in ratios]
+    )
+    assert sum(ratios) / len(ratios) <= 0.90
