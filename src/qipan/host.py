@@ -86,6 +86,23 @@ class Host:
         if self.tree.root.state.parked:
             self.tree.root.accept(ParkRequested(False, "up"))
         self._stop = threading.Event()
+        self._take_up()
+
+    def _take_up(self) -> None:
+        """A submission whose fact was not stored before a crash is handed in again: once taken, never lost."""
+        state = self.tree.root.state
+        for task_id, submitted_s in self.store.submissions():
+            if TaskId(task_id) in state.tasks or TaskId(task_id) in state.over:
+                continue
+            found = self.store.submission(task_id)
+            assert found is not None
+            task, plan = msgspec.json.decode(found[1], type=Task), msgspec.json.decode(found[2], type=Plan)
+            self.tree.root.accept(self._submitted(task, TaskId(task_id), plan, submitted_s))
+
+    def _submitted(self, task: Task, task_id: TaskId, plan: Plan, now_s: float) -> TaskSubmitted:
+        assert plan.curve is not None
+        hold = task.limits.max_cost_micro_cny or plan.options[0].cost_p90_micro_cny
+        return TaskSubmitted(order_of(self.site, task, task_id, plan.curve, now_s), hold)
 
     def _engine(self, board: BoardSpec) -> LocalEngine:
         name = EngineId(f"{board.board}-local")
@@ -159,13 +176,11 @@ class Host:
                 reasons = "; ".join(f"{refused.place}: {refused.why}" for refused in plan.refused)
                 raise Infeasible(f"{task.name}: no place can run it: {reasons}")
             task_id = self._new_id(task.name)
-            order = order_of(self.site, task, TaskId(task_id), plan.curve, self.clock.now_s())
-            chosen = plan.options[0]
-            hold = task.limits.max_cost_micro_cny or chosen.cost_p90_micro_cny
-            self._check_funds(order.tenant, hold)
+            fact = self._submitted(task, TaskId(task_id), plan, self.clock.now_s())
+            self._check_funds(fact.order.tenant, fact.hold_micro_cny)
             encoded = msgspec.json.encode(task), msgspec.json.encode(plan)
-            self.store.save_submission(task_id, key, order.submitted_s, *encoded)
-            self.tree.root.accept(TaskSubmitted(order, hold))
+            self.store.save_submission(task_id, key, fact.order.submitted_s, *encoded)
+            self.tree.root.accept(fact)
             self.step()
             return task_id, plan
 

@@ -31,7 +31,7 @@ class Value:
         return f"{self.file}:{mark.line + 1}:{mark.column + 1}"
 
     def error(self, message: str) -> InvalidInput:
-        return InvalidInput(f"{self.path or 'file'}: {message}", self.where)
+        return InvalidInput(f"{self.path}: {message}" if self.path else message, self.where)
 
     def fields(self, known: Sequence[str]) -> "dict[str, Value]":
         """The entries of a mapping; an unknown or repeated key is an error."""

@@ -1,0 +1,5 @@
+"""`python -m qipan.cli` is `qipan`."""
+
+from qipan.cli import main
+
+main()

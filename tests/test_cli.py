@@ -1,0 +1,110 @@
+"""The command line as its users meet it."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+QIPAN = [sys.executable, "-m", "qipan.cli"]
+SITE = str(Path(__file__).parent / "tiny_site.yaml")
+
+
+def qipan(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*QIPAN, *arguments], capture_output=True, text=True, env={**os.environ, **environment}
+    )
+
+
+def test_help_takes_little_cpu():
+    times = []
+    for _ in range(5):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        assert qipan("--help").returncode == 0
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+    assert sorted(times)[2] <= 0.5, times  # the goal is 0.3 s on a quiet machine
+
+
+def test_without_a_server_the_error_names_the_command_that_starts_one(tmp_path):
+    done = qipan("ps", "--store", str(tmp_path))
+    assert done.returncode == 106
+    assert "qipan up --store" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_store_that_is_none_cannot_be_verified(tmp_path):
+    assert qipan("twin", "--verify", str(tmp_path)).returncode == 102
+
+
+@pytest.mark.slow
+def test_a_task_from_submission_to_bill_and_parking(tmp_path):
+    store = tmp_path / "store"
+    up = subprocess.Popen(
+        [*QIPAN, "up", "--store", str(store), "--site", SITE, "--json"],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+    )  # fmt: skip
+    try:
+        assert up.stdout is not None
+        assert json.loads(up.stdout.readline())["event"] == "up"
+        answer = json.loads(qipan("submit", "examples/tiny.yaml", "--store", str(store), "--json").stdout)
+        assert answer["task_id"] == "tiny-1"
+        assert answer["plan"]["options"]
+        assert qipan("wait", "tiny-1", "--store", str(store)).returncode == 0
+        [task] = json.loads(qipan("ps", "--store", str(store), "--json").stdout)["tasks"]
+        assert (task["state"], task["progress"]) == ("done", 1.0)
+        bill = json.loads(qipan("bill", "tiny-1", "--store", str(store), "--json").stdout)
+        assert bill["receipt"]["cost_micro_cny"] == bill["charged_micro_cny"] > 0
+        why = json.loads(qipan("why", "tiny-1", "--store", str(store), "--json").stdout)
+        assert {entry["verdict"] for entry in why["decisions"]} == {"placed"}
+        assert "attempt 1" in qipan("logs", "tiny-1", "--store", str(store)).stdout
+        assert json.loads(qipan("ledger", "--store", str(store), "--json").stdout)["sum_micro_cny"] == 0
+        assert qipan("why", "nobody", "--store", str(store)).returncode == 102
+
+        qipan("submit", "examples/tiny.yaml", "--store", str(store))
+        qipan("cancel", "tiny-2", "--store", str(store))
+        assert qipan("wait", "tiny-2", "--store", str(store)).returncode == 103
+
+        qipan("submit", "examples/tiny.yaml", "--store", str(store))
+        time.sleep(2)
+        up.send_signal(signal.SIGINT)
+        assert up.wait(20) == 130
+    finally:
+        up.kill()
+    assert subprocess.run(["pgrep", "-f", str(store)], capture_output=True).returncode == 1, (
+        "a process was left"
+    )
+    assert qipan("twin", "--verify", str(store)).returncode == 0
+
+    again = subprocess.Popen(
+        [*QIPAN, "up", "--store", str(store), "--site", SITE, "--json"],
+        stdout=subprocess.PIPE, text=True, env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+    )  # fmt: skip
+    try:
+        assert again.stdout is not None
+        again.stdout.readline()
+        assert qipan("wait", "tiny-3", "--store", str(store), "--timeout", "40").returncode == 0
+        count = (store / "checkpoints" / "tiny-3" / "count").read_text()
+        assert count == "100"
+        again.send_signal(signal.SIGINT)
+        assert again.wait(20) == 130
+    finally:
+        again.kill()
+
+
+@pytest.mark.slow
+def test_the_twin_runs_a_day():
+    report = json.loads(qipan("twin", "examples/day.yaml", "--json").stdout)
+    assert report["figures"]["done"] == 200
+
+
+@pytest.mark.slow
+def test_kinds_that_cannot_run_yet_are_refused_by_name(tmp_path):
+    done = qipan("plan", "examples/serve-llama.yaml", "--site", SITE, "--json", XDG_CACHE_HOME=str(tmp_path))
+    assert done.returncode == 104
+    assert "not yet runnable" in json.loads(done.stdout)["refused"][0]["why"]

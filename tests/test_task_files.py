@@ -1,0 +1,153 @@
+"""Broken task files: one clear message each, with the place and what was probably meant."""
+
+import resource
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qipan.errors import InvalidInput, NotFound
+from qipan.workload.parse import load_task, parse_task
+from qipan.workload.site import load_site
+
+GOOD = "kind: train\nname: a\nmodel: llama-3-8b\ndata: s3://b/c\nwork: {tokens: 1M, global_batch: 8192, seq: 4096}\n"
+SCRIPT = "kind: train\nname: a\nrun: ./a.sh\n"
+BROKEN = {
+    "empty": ("", "is empty"),
+    "only a comment": ("# nothing\n", "is empty"),
+    "not yaml": ("kind: [train\n", "is not YAML"),
+    "a tab": ("kind: train\n\tname: a\n", "is not YAML"),
+    "a list": ("- kind: train\n", "must be a mapping"),
+    "plain text": ("train my model\n", "must be a mapping"),
+    "no kind": ("name: a\n", "has no `kind`"),
+    "no name": ("kind: train\n", "has no `name`"),
+    "unknown key": (SCRIPT + "modle: x\n", "t.yaml:4:1: unknown key 'modle'; did you mean 'model'?"),
+    "unknown kind": ("kind: trian\nname: a\n", "did you mean 'train'?"),
+    "key twice": (SCRIPT + "name: b\n", "stands twice"),
+    "empty value": (SCRIPT + "model:\n", "is empty"),
+    "bad name": ("kind: train\nname: My Task!\nrun: x\n", "is no name"),
+    "long name": (f"kind: train\nname: {'a' * 80}\nrun: x\n", "is no name"),
+    "unknown card": (GOOD.replace("llama-3-8b", "lama-3-8b"), "did you mean 'llama-3-8b'?"),
+    "card as list": (GOOD.replace("llama-3-8b", "[a]"), "must be plain text"),
+    "no model": ("kind: train\nname: a\ndata: s3://b/c\nwork: {tokens: 1, global_batch: 1, seq: 1}\n", "needs `model`"),
+    "no data": ("kind: train\nname: a\nmodel: llama-3-8b\nwork: {tokens: 1, global_batch: 1, seq: 1}\n", "needs `data`"),
+    "no work": ("kind: train\nname: a\nmodel: llama-3-8b\ndata: s3://b/c\n", "needs `work`"),
+    "no seq": (GOOD.replace(", seq: 4096", ""), "needs tokens, global_batch"),
+    "rows not whole": (GOOD.replace("8192", "8191"), "is not a whole number of rows"),
+    "fewer tokens than a batch": (GOOD.replace("1M", "100"), "less than one global_batch"),
+    "count in words": (GOOD.replace("1M", "many"), "'many' is not a count"),
+    "negative count": (GOOD.replace("1M", "-5"), "is not a count"),
+    "nan": (GOOD.replace("1M", ".nan"), "is not a count"),
+    "bad source": (GOOD.replace("s3://b/c", "somewhere"), "is no source"),
+    "work as text": (GOOD.replace("{tokens: 1M, global_batch: 8192, seq: 4096}", "long"), "must be a mapping"),
+    "unknown work key": (GOOD.replace("tokens", "token"), "did you mean 'tokens'?"),
+    "objective": (SCRIPT + "objective: speed\n", "is not one of cost, time, balanced"),
+    "elastic": (SCRIPT + "elastic: maybe\n", "is not one of true, false"),
+    "deadline": (SCRIPT + "limits: {deadline: tomorrow}\n", "is not a duration"),
+    "deadline zero": (SCRIPT + "limits: {deadline: 0s}\n", "longer than nothing"),
+    "money without currency": (SCRIPT + "limits: {max_cost: 100}\n", "is not an amount of money"),
+    "money too fine": (SCRIPT + "limits: {max_cost: 0.0000001 CNY}\n", "finer than"),
+    "unknown limit": (SCRIPT + "limits: {dedline: 3d}\n", "did you mean 'deadline'?"),
+    "devices zero": (SCRIPT + "devices: 0\n", "whole number from 1"),
+    "devices text": (SCRIPT + "devices: eight\n", "whole number from 1"),
+    "devices max below min": (SCRIPT + "devices: {min: 4, max: 2}\n", "max 2 is below min 4"),
+    "range without elastic": (SCRIPT + "devices: {min: 1, max: 2}\n", "needs `elastic: true`"),
+    "checkpoint": (SCRIPT + "checkpoint: {every: often}\n", "is not a duration"),
+    "profile": (SCRIPT + "profile: fast\n", "is not one of realtime"),
+    "serve without slo": ("kind: serve\nname: a\nmodel: llama-3-8b\n", "needs `slo`"),
+    "slo on train": (SCRIPT + "slo: {ttft: 1s}\n", "belongs to `kind: serve`"),
+    "foreach on train": (SCRIPT + "foreach: [a]\n", "belongs to `kind: batch`"),
+    "batch without run": ("kind: batch\nname: a\n", "needs `run`"),
+    "partition": (SCRIPT + "on_partition: panic\n", "is not one of wait, restart"),
+    "an alias": ("kind: train\nname: &n a\nrun: *n\n", "aliases"),
+    "a bomb": ("a: &a [x,x]\nb: &b [*a,*a]\nkind: train\n", "aliases"),
+    "too deep": ("kind: " + "[" * 60 + "]" * 60, "nested deeper"),
+    "too large": ("kind: train\nname: a\nrun: " + "x" * (1 << 20), "a file may have"),
+    "model without layers": (GOOD.replace("llama-3-8b", "{hidden: 64, heads: 4, ffn_hidden: 128}"), "needs `layers`"),
+    "heads": (GOOD.replace("llama-3-8b", "{layers: 2, hidden: 65, heads: 4, ffn_hidden: 128}"), "does not divide hidden"),
+    "kv heads": (GOOD.replace("llama-3-8b", "{layers: 2, hidden: 64, heads: 4, kv_heads: 3, ffn_hidden: 1}"), "does not divide heads"),
+    "zero layers": (GOOD.replace("llama-3-8b", "{layers: 0, hidden: 64, heads: 4, ffn_hidden: 1}"), "must be 1 or more"),
+    "huge layers": (GOOD.replace("llama-3-8b", "{layers: 9T, hidden: 64, heads: 4, ffn_hidden: 1}"), "is no size"),
+    "control character": ("kind: train\nname: a\nrun: \"a\\0b\"\n", "zero byte"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", sorted(BROKEN))
+def test_a_broken_file_gets_one_clear_message(case):
+    text, message = BROKEN[case]
+    with pytest.raises(InvalidInput) as error:
+        parse_task(text, "t.yaml")
+    assert message in str(error.value)
+    assert str(error.value).startswith("t.yaml")
+    assert "\n" not in str(error.value)
+
+
+def test_there_are_more_than_forty_broken_files():
+    assert len(BROKEN) >= 40
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", ["unknown key", "a bomb", "too deep", "too large", "not yaml"])
+def test_the_command_exits_2_soon_and_small_without_traceback(case, tmp_path):
+    path = tmp_path / "t.yaml"
+    path.write_text(BROKEN[case][0])
+    began = resource.getrusage(resource.RUSAGE_CHILDREN)
+    at_s = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, "-m", "qipan.cli", "submit", str(path)], capture_output=True, text=True
+    )
+    took_s = time.perf_counter() - at_s
+    ended = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert ended.ru_utime - began.ru_utime < 1.0
+    assert took_s < 5.0
+    assert ended.ru_maxrss < 200 * 1024
+
+
+@pytest.mark.parametrize(
+    "path", sorted(str(path) for path in Path("examples").glob("*.yaml") if path.name != "day.yaml")
+)
+def test_every_example_reads(path):
+    assert load_task(path).name
+
+
+def test_a_missing_file_names_what_to_do():
+    with pytest.raises(NotFound, match="name a task file"):
+        load_task("nowhere.yaml")
+
+
+def test_the_demo_site_has_three_levels_and_shares_within_the_cores():
+    site = load_site("qipan.yaml")
+    assert [board.board for board in site.root.walk()] == [
+        "cn",
+        "east",
+        "shanghai",
+        "west",
+        "guizhou",
+        "ningxia",
+    ]
+    assert sum(pool.cpu_share * pool.devices for pool in site.pools()) <= 2
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("site: {board: {name: a}}", "has no pool anywhere"),
+        ("site: {board: {name: a, pools: [{chip: x, devices: 1, tariff: 1 CNY}]}}", "is no chip class"),
+        ("site: {board: {name: a, pool: []}}", "did you mean 'pools'?"),
+        (
+            "site: {board: {name: a, children: [{name: a, pools: [{chip: v/m, devices: 1, tariff: 1 CNY}]}]}}",
+            "stands twice",
+        ),
+        ("sites: {}", "did you mean 'site'?"),
+    ],
+)
+def test_a_broken_site_file_is_refused(tmp_path, text, message):
+    path = tmp_path / "q.yaml"
+    path.write_text(text)
+    with pytest.raises(InvalidInput, match=message):
+        load_site(path)
