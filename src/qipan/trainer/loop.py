@@ -41,9 +41,9 @@ def main() -> None:
 
 
 class Run:
-    """One attempt on one rank."""
+    """One attempt on one rank.  `ready`: the process group stands already."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, ready: bool = False) -> None:
         self.launched_s = float(os.environ.get("QIPAN_LAUNCHED_S", time.time()))
         self.task = msgspec.json.decode(os.environ["QIPAN_TASK"], type=Task)
         self.strategy: Strategy = parse_strategy(os.environ["QIPAN_STRATEGY"])
@@ -54,7 +54,7 @@ class Run:
         self.asked_to_stop = False
         signal.signal(signal.SIGTERM, self._on_signal)
         torch.set_num_threads(1)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not ready:
             dist.init_process_group("gloo")
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         work = self.task.work
