@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Installs the Debian packages that the demo and the tests use.  Asks for nothing when they are all there.
 set -euo pipefail
-packages=(python3-venv fortunes-zh)
+packages=(python3-venv fortunes-zh procps)
 missing=()
 for package in "${packages[@]}"; do
   dpkg-query -W -f='${Status}' "$package" 2>/dev/null | grep -q 'install ok installed' || missing+=("$package")
