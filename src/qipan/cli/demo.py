@@ -18,6 +18,7 @@ import msgspec
 from qipan.cli import tables
 from qipan.cli.run import Running, _after_park
 from qipan.errors import QipanError
+from qipan.events import TaskExited, TaskProgress
 from qipan.host import plan_on, verify_store
 from qipan.planner import Plan
 from qipan.quantities import format_duration
@@ -164,11 +165,13 @@ class Demo:
         charged = {task_id: host.charged(task_id) for task_id in (first, second)}
         balances, total = host.balances(), host.ledger_sum()
         why = host.why(first)
+        exits, progress = host.exits(first), host.progress(first)
         took_s = host.exits(second)[-1].usage.until_s - host.exits(second)[0].usage.started_s
         self.running.end(park=False)
         self.running = None
         ticks = verify_store(self.folder)
         option = second_plan.options[0]
+        restarts_s = _restarts_s(exits, progress)
         if not self.json:
             tables.print_why(why)
             for task_id in (first, second):
@@ -183,6 +186,7 @@ class Demo:
             "second_plan_p10_s": round(option.finish_p10_s, 1),
             "second_plan_p90_s": round(option.finish_p90_s, 1),
             "restart_planned_s": round(plan.options[0].restart_s, 1),
+            "restarts_s": restarts_s,
             "ledger_sum_micro_cny": total,
             "receipts_agree": all(bills[name].cost_micro_cny == charged[name] for name in bills),
             "verified_ticks": sum(ticks.values()),
@@ -211,6 +215,18 @@ class Demo:
             raise QipanError(f"the demo ran, but {', '.join(wrong)} did not come out as promised: {report}")
         self.say("end", f"done; look closer with: qipan up --store {self.folder}, then qipan why {first}")
         return report
+
+
+def _restarts_s(exits: list[TaskExited], progress: list[tuple[float, TaskProgress]]) -> list[float]:
+    """From the end of one attempt to the next one's readiness, for each restart."""
+    ready: dict[int, float] = {}
+    for _, fact in progress:
+        detail = json.loads(fact.detail) if fact.detail else {}
+        if detail.get("event") == "ready":
+            ready.setdefault(fact.attempt, float(detail["at_s"]))
+    return [
+        round(ready[fact.attempt + 1] - fact.usage.until_s, 2) for fact in exits if fact.attempt + 1 in ready
+    ]
 
 
 def _exited(host: Any, task_id: str, outcome: str) -> int:

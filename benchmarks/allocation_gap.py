@@ -1,0 +1,106 @@
+"""How far the allocation heuristic is from the optimum: python -m benchmarks.allocation_gap --json OUT
+
+200 instances: tasks with the device counts of Philly 2017 rows and the speeds of the published Gavel throughput table
+(v100, p100, k80), bids drawn by seed; load at least 1.5 times the capacity, gangs up to half of it.  The optimum is the mixed-integer
+program to a gap of 1e-4.
+"""
+
+import csv
+import gzip
+import random
+from typing import Any
+
+import pyarrow.parquet as parquet
+
+from benchmarks.form import Figure, arguments, data_folder, write
+from qipan.scheduler.allocate import Bidder, Candidate, allocate
+
+CHIPS = {"v100": 16, "p100": 16, "k80": 24}
+
+
+def main() -> None:
+    given = arguments("allocation_gap", instances=200)
+    data = data_folder(
+        given.data,
+        "Philly 2017 (msr-fiddle/philly-traces) and Gavel's throughputs (stanford-futuredata/gavel)",
+    )
+    speeds, sizes = (
+        throughputs(data / "reference/throughputs/gavel_isolated.csv.gz"),
+        philly(data / "traces/training/philly_2017.parquet"),
+    )
+    rows: list[dict[str, Any]] = []
+    for seed in range(given.instances):
+        bidders = instance(random.Random(seed), speeds, sizes)
+        best = allocate(bidders, CHIPS, exact_up_to=10**9)
+        found = allocate(bidders, CHIPS, exact_up_to=0)
+        value, optimum = worth(bidders, found.chosen), worth(bidders, best.chosen)
+        rows.append(
+            {"seed": seed, "tasks": len(bidders), "method": best.method, "gap": max(0.0, 1 - value / optimum)}
+        )
+    gaps = [row["gap"] for row in rows if row["method"] == "exact"]
+    figures = [
+        Figure("gap_mean", sum(gaps) / len(gaps), "share", "<= 0.02"),
+        Figure("gap_worst", max(gaps), "share", "<= 0.06"),
+        Figure("instances", float(len(gaps)), "count", ">= 200"),
+    ]
+    write(given.json, figures, rows, capacity=CHIPS, load=1.5)
+
+
+def throughputs(path: Any) -> dict[str, dict[tuple[str, int], float]]:
+    """model -> (chip, devices) -> steps/s."""
+    found: dict[str, dict[tuple[str, int], float]] = {}
+    with gzip.open(path, "rt") as file:
+        for row in csv.DictReader(file):
+            if (
+                row["accelerator_type"] in CHIPS
+                and row["source"].startswith("simulation")
+                and row["steps_per_s"]
+            ):
+                model = f"{row['model']} {row['batch_size']}"
+                key = (row["accelerator_type"], int(row["scale_factor"]))
+                rate = float(row["steps_per_s"])
+                found.setdefault(model, {})[key] = max(rate, found.get(model, {}).get(key, 0.0))
+    return {
+        model: rates for model, rates in sorted(found.items()) if any(rate > 0 for rate in rates.values())
+    }
+
+
+def philly(path: Any) -> list[int]:
+    return [
+        int(count)
+        for count in parquet.read_table(path, columns=["num_accelerators"])["num_accelerators"].to_pylist()
+    ]
+
+
+def instance(
+    rng: random.Random, speeds: dict[str, dict[tuple[str, int], float]], sizes: list[int]
+) -> list[Bidder]:
+    bidders: list[Bidder] = []
+    wanted = 0
+    while wanted < 1.5 * sum(CHIPS.values()):
+        model = rng.choice(sorted(speeds))
+        most = min(rng.choice(sizes), 8)
+        elastic = rng.random() < 0.6
+        rates = {key: rate for key, rate in speeds[model].items() if rate > 0 and key[1] <= max(most, 1)}
+        if not elastic:
+            largest = max((key[1] for key in rates), default=0)
+            rates = {key: rate for key, rate in rates.items() if key[1] == largest}
+        if not rates:
+            continue
+        bid, best = rng.uniform(1, 10), max(rates.values())
+        candidates = tuple(
+            Candidate(f"{chip}:{count}", ((chip, count),), bid * most * rate / best)
+            for (chip, count), rate in sorted(rates.items())
+        )
+        bidders.append(Bidder(f"t{len(bidders):03d}", candidates))
+        wanted += max(count for _, count in rates)
+    return bidders
+
+
+def worth(bidders: list[Bidder], chosen: dict[str, str]) -> float:
+    value = {(bidder.task_id, one.point_id): one.value for bidder in bidders for one in bidder.candidates}
+    return sum(value[item] for item in chosen.items())
+
+
+if __name__ == "__main__":
+    main()
