@@ -26,6 +26,17 @@ devices: 1
 limits: {{time: 3s, max_cost: 1 CNY}}
 env: {{TINY_LOG: "{log}", TINY_STEPS: "{steps}", TINY_STEP_S: "0.05"}}
 """
+TRAINING = """\
+kind: train
+name: poems
+tenant: poets
+model: {layers: 2, hidden: 32, heads: 4, ffn_hidden: 64, tied_embeddings: true}
+data: fortunes:song100
+work: {tokens: 200k, global_batch: 1000, seq: 50}
+devices: 2
+limits: {max_cost: 1 CNY}
+checkpoint: {every: 2s}
+"""
 
 pytestmark = pytest.mark.slow
 
@@ -144,6 +155,26 @@ def test_a_worker_is_killed_at_a_seeded_moment(seed, tmp_path):
         world.finish(1)
         world.check(1, f"seed {seed}")
         assert len(world.lives()) == 2, "a second attempt went on"
+        world.down()
+        verify_store(world.store)
+    finally:
+        if world.process is not None:
+            world.process.kill()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_controller_is_killed_while_the_trainer_trains(seed, tmp_path):
+    facts = named_random(seed, "kill training").randint(4, 16)
+    world = Killed(tmp_path)
+    world.task = TRAINING
+    world.up(facts)
+    try:
+        world.submit(1)
+        world.finish(1, limit_s=120)
+        world.log.touch()
+        world.check(1, f"seed {seed}: killed at fact {facts}")
+        log = next((world.store / "engines" / "dc1" / "attempts").glob("poems-1-*/events.jsonl")).read_text()
+        assert log.count('"done"') == 1
         world.down()
         verify_store(world.store)
     finally:

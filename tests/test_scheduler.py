@@ -11,11 +11,12 @@ from qipan.events import (
     Resize,
     Start,
     Stop,
+    TaskExited,
     TaskStarted,
     TaskSubmitted,
 )
 from qipan.hardware import BoardId
-from qipan.leases import AskStep, EngineId, Offer, TaskId
+from qipan.leases import AskStep, EngineId, Offer, TaskId, Usage
 from qipan.scheduler import Moment, Phase, Settings, State, decide
 from qipan.scheduler.asks import price_of
 from qipan.scheduler.why import why_waiting
@@ -112,6 +113,31 @@ def test_a_nearly_finished_task_is_not_resized_for_a_small_gain():
     state.tasks[TaskId("a")] = replace(task, done_s=99.0)
     decision = decide(state, [CancelRequested(TaskId("b"), "test")], Moment(50, 50))
     assert not commands(decision, Resize), "one second of work is left, a change costs three"
+
+
+def test_a_task_that_is_lost_again_and_again_is_failed_not_started_forever():
+    state = leaf_state()
+    decide(state, [TaskSubmitted(order("a"), 0)], Moment(1, 1))
+    for attempt in range(1, 6):
+        assert TaskId("a") in state.tasks
+        run_until_started(state, "a")
+        task = state.tasks[TaskId("a")]
+        usage = Usage(TaskId("a"), attempt, "dc", ENGINE, FAST, 4, "p", 0.0, 1.0, 4.0, True)
+        lost = TaskExited(
+            TaskId("a"),
+            task.lease_id,
+            ENGINE,
+            task.generation,
+            attempt,
+            "lost",
+            137,
+            0.0,
+            0.0,
+            "killed",
+            usage,
+        )
+        decide(state, [lost], Moment(attempt * 10, attempt * 10))
+    assert state.over == {TaskId("a"): "failed"}
 
 
 def test_equal_bids_are_served_in_order_of_submission_then_id():

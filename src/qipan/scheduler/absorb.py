@@ -36,6 +36,9 @@ from qipan.scheduler.state import (
     ToEngine,
 )
 
+#: a task lost so often in a row without a new checkpoint is taken for broken
+LOSSES_MAX = 5
+
 
 def absorb(state: State, fact: Fact, draft: Draft) -> None:
     match fact:
@@ -344,8 +347,18 @@ def _exited(state: State, fact: TaskExited, draft: Draft) -> None:
     if task is None:
         return
     lost_s = max(0.0, task.done_s - fact.saved_s) if fact.outcome in ("lost", "failed", "cancelled") else 0.0
+    losses = (
+        (1 if fact.saved_s > task.saved_s else task.losses + 1) if fact.outcome == "lost" else task.losses
+    )
+    if losses >= LOSSES_MAX and fact.final:
+        fact = replace(
+            fact,
+            outcome="failed",
+            why=f"lost {losses} times without a checkpoint in between; last: {fact.why}",
+        )
     task = replace(
         task,
+        losses=losses,
         attempt=max(task.attempt, fact.attempt),
         generation=max(task.generation, fact.generation),
         done_s=fact.done_s if fact.outcome == "done" else fact.saved_s,

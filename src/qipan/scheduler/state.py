@@ -60,6 +60,7 @@ class TaskState:
     done_s: float = 0.0
     saved_s: float = 0.0
     lost_s: float = 0.0
+    losses: int = 0  # attempts lost in a row without a new checkpoint
     after_stop: AfterStop = AfterStop.QUEUE
     stop_why: str = ""
     lease_until_s: float = 0.0  # on this board's lease clock, margin not included
