@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Optional
 
@@ -64,6 +65,14 @@ def out(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=None, separators=(", ", ": ")), flush=True)
 
 
+def tell(value: Any, json_: bool, show: Callable[[Any], None]) -> None:
+    """JSON for programs, tables for people."""
+    if json_:
+        out(value)
+    else:
+        show(value)
+
+
 @app.command()
 def plan(task: Path, json_: Json = False, site: SiteFile = None, store: StoreDir = None) -> None:
     """How a task could run: options, cost, finish, refusals.  Needs no server."""
@@ -93,10 +102,7 @@ def submit(task: Path, json_: Json = False, store: StoreDir = None, key: str = "
     answer = client(store).submit(
         task.read_text(encoding="utf-8"), str(task), str(task.resolve().parent), key or None
     )
-    if json_:
-        out(answer)
-    else:
-        tables.print_submitted(answer)
+    tell(answer, json_, tables.print_submitted)
 
 
 @app.command()
@@ -117,10 +123,7 @@ def why(task: str, json_: Json = False, store: StoreDir = None) -> None:
     from qipan.cli import tables
 
     answer = client(store).call("GET", f"/tasks/{task}/why")
-    if json_:
-        out(answer)
-    else:
-        tables.print_why(answer)
+    tell(answer, json_, tables.print_why)
 
 
 @app.command()
@@ -284,10 +287,7 @@ def twin(
     from qipan.twin.scenario import run_scenario
 
     report = run_scenario(scenario, seed)
-    if json_:
-        out(report)
-    else:
-        tables.print_twin(report)
+    tell(report, json_, tables.print_twin)
 
 
 __all__ = ["NotFound", "QipanError", "app"]
