@@ -10,12 +10,15 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from qipan.cli.market import app as market
 from qipan.errors import InvalidInput, NotFound, QipanError
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="棋盘 Qipan: many data centres full of unlike AI chips, as one supply.",
 )  # fmt: skip
+
+app.add_typer(market, name="market")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document (a line per event where it streams).")]
 StoreDir = Annotated[Optional[Path], typer.Option("--store", help="The folder of the boards' stores.")]  # noqa: UP045
