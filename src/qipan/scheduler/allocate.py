@@ -67,7 +67,7 @@ def allocate(
         exact = _exact(usable, capacity)
         if exact is not None:
             return _result(exact, usable, capacity, "exact")
-    return _result(_improve(usable, capacity, _greedy(usable, capacity)), usable, capacity, "greedy")
+    return _result(_heuristic(usable, capacity), usable, capacity, "greedy")
 
 
 def _usable(bidder: Bidder, capacity: Mapping[str, int]) -> Bidder:
@@ -84,13 +84,20 @@ def _preference(candidate: Candidate) -> tuple[float, int, str]:
     return (candidate.value, -sum(devices for _, devices in candidate.needs), candidate.point_id)
 
 
+def _heuristic(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> Choice:
+    """The best of three starts, each improved: devices weighed by scarcity, all alike, and value alone."""
+    scarce = _scarcity(bidders, capacity)
+    starts = (scarce, dict.fromkeys(capacity, 1.0), dict.fromkeys(capacity, 0.0))
+    found = [_improve(bidders, capacity, _greedy(bidders, capacity, weight)) for weight in starts]
+    return max(found, key=lambda choice: sum(candidate.value for candidate in choice.values()))
+
+
 # ---- greedy ----------------------------------------------------------------------------------------------------------
 
 
-def _greedy(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> Choice:
-    """Take the step with the most value per scarce device, again and again.  A step moves one bidder to a candidate
+def _greedy(bidders: Sequence[Bidder], capacity: Mapping[str, int], weight: Mapping[str, float]) -> Choice:
+    """Take the step with the most value per weighed device, again and again.  A step moves one bidder to a candidate
     of more value; freed devices go back."""
-    weight = _scarcity(bidders, capacity)
     by_id = {bidder.task_id: bidder for bidder in bidders}
     chosen: Choice = {}
     free = dict(capacity)
