@@ -56,3 +56,38 @@ def test_people_read_short_forms():
     assert format_duration(88) == "88s"
     assert format_duration(7200) == "2.0h"
     assert format_bytes(3 * 2**30) == "3.0GiB"
+
+
+@given(st.integers(0, 2**53))
+def test_whole_numbers_read_back_as_counts_and_bytes(number):
+    assert parse_count(str(number)) == parse_bytes(f"{number}B") == number
+
+
+@given(st.integers(0, 99), st.integers(0, 59), st.integers(0, 59))
+def test_a_duration_is_the_sum_of_its_parts(hours, minutes, seconds):
+    assert parse_duration_s(f"{hours}h{minutes}m{seconds}s") == hours * 3600 + minutes * 60 + seconds
+
+
+@given(st.text(max_size=12))
+def test_any_text_gives_a_quantity_or_a_refusal(text):
+    for parse in (parse_money_micro_cny, parse_count, parse_duration_s, parse_bytes, parse_bytes_per_s):
+        try:
+            value = parse(text)
+        except InvalidInput:
+            continue
+        assert value >= 0
+
+
+@pytest.mark.parametrize(
+    ("parse", "text"),
+    [
+        (parse_count, "999999999999T"),
+        (parse_bytes, "99999999PB"),
+        (parse_duration_s, "999999w"),
+        (parse_bytes_per_s, "999999999TB/s"),
+        (parse_money_micro_cny, "999999999B CNY"),
+    ],
+)
+def test_absurd_sizes_are_refused(parse, text):
+    with pytest.raises(InvalidInput, match="write"):
+        parse(text)

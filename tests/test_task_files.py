@@ -1,5 +1,6 @@
 """Broken task files: one clear message each, with the place and what was probably meant."""
 
+import json
 import os
 import subprocess
 import sys
@@ -8,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from qipan.errors import InvalidInput, NotFound
-from qipan.workload.parse import load_task, parse_task
+from qipan.workload.cards import CARDS
+from qipan.workload.model import parameter_count
+from qipan.workload.parse import ARCHITECTURE, KEYS, load_task, parse_task
 from qipan.workload.site import load_site
 
 GOOD = "kind: train\nname: a\nmodel: llama-3-8b\ndata: s3://b/c\nwork: {tokens: 1M, global_batch: 8192, seq: 4096}\n"
@@ -69,6 +72,17 @@ BROKEN = {
     "kv heads": (GOOD.replace("llama-3-8b", "{layers: 2, hidden: 64, heads: 4, kv_heads: 3, ffn_hidden: 1}"), "does not divide heads"),
     "zero layers": (GOOD.replace("llama-3-8b", "{layers: 0, hidden: 64, heads: 4, ffn_hidden: 1}"), "must be 1 or more"),
     "huge layers": (GOOD.replace("llama-3-8b", "{layers: 9T, hidden: 64, heads: 4, ffn_hidden: 1}"), "is no size"),
+    "rate with a time's unit": (
+        "kind: serve\nname: a\nslo: {ttft: 1s}\nload: {requests_per_s: 20m}\n", "not a number of requests per second"),
+    "no such config": (GOOD.replace("llama-3-8b", "nowhere/config.json"), "no such config.json"),
+    "env twice": (SCRIPT + "env: {A: 1, A: 2}\n", "key 'A' stands twice"),
+    "devices in raised digits": (SCRIPT + "devices: \u00b2\n", "whole number from 1"),
+    "half a character": ('kind: train\nname: a\nrun: "\\ud800"\n', "lone surrogate"),
+    "a bell": ("kind: train\nname: \x07\n", "is not YAML"),
+    "deadline of ages": (SCRIPT + "limits: {deadline: 99999999w}\n", "longer than 100 years"),
+    "two documents": (SCRIPT + "---\n" + SCRIPT, "is not YAML"),
+    "stage name twice": (
+        "kind: train\nname: a\nstages: [{kind: batch, name: b, run: x}, {kind: batch, name: b, run: x}]\n", "stands twice"),
     "control character": ("kind: train\nname: a\nrun: \"a\\0b\"\n", "zero byte"),
 }  # fmt: skip
 
@@ -147,3 +161,85 @@ def test_a_broken_site_file_is_refused(tmp_path, text, message):
     path.write_text(text)
     with pytest.raises(InvalidInput, match=message):
         load_site(path)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("site: {board: {name: a, children: [{pools: []}]}}", "needs `name`"),
+        (
+            "site: {board: {name: a, pools: [{chip: v/m, devices: 1, tariff: 1 CNY, core_share: half}]}}",
+            "such as 0.3",
+        ),
+        (
+            "site: {lease: 0s, board: {name: a, pools: [{chip: v/m, devices: 1, tariff: 1 CNY}]}}",
+            "longer than nothing",
+        ),
+        (
+            "site: {tenants: [{name: t, balance: 1 CNY}, {name: t, balance: 1 CNY}],"
+            " board: {name: a, pools: [{chip: v/m, devices: 1, tariff: 1 CNY}]}}",
+            "tenant stands twice",
+        ),
+    ],
+)
+def test_a_site_file_with_a_wrong_value_is_refused_with_its_place(tmp_path, text, message):
+    (tmp_path / "q.yaml").write_text(text)
+    with pytest.raises(InvalidInput, match=message) as error:
+        load_site(tmp_path / "q.yaml")
+    assert "q.yaml:1:" in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("card", "published"),
+    [
+        ("llama-2-7b", 6_738_415_616),
+        ("llama-2-70b", 68_976_648_192),
+        ("llama-3-8b", 8_030_261_248),
+        ("llama-3-70b", 70_553_706_496),
+        ("llama-3.1-405b", 405_853_388_800),
+        ("mistral-7b", 7_241_732_096),
+        ("mixtral-8x7b", 46_702_792_704),
+        ("qwen2.5-7b", 7_615_616_512),
+    ],
+)
+def test_cards_have_the_published_number_of_weights(card, published):
+    assert parameter_count(CARDS[card]) == pytest.approx(published, rel=1e-4)
+
+
+LLAMA_CONFIG = {
+    "model_type": "llama",
+    "hidden_size": 4096,
+    "intermediate_size": 14336,
+    "num_attention_heads": 32,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 8,
+    "vocab_size": 128256,
+    "tie_word_embeddings": False,
+}
+
+
+def test_a_config_json_beside_the_task_file_is_read_as_the_card(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_CONFIG))
+    (tmp_path / "t.yaml").write_text(GOOD.replace("llama-3-8b", "config.json"))
+    model = load_task(tmp_path / "t.yaml").model
+    assert parameter_count(model) == parameter_count(CARDS["llama-3-8b"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "deepseek_v3"}, "is not one of llama"),
+        ({"hidden_size": None}, "hidden_size is 'None'"),
+        ({"vocab_size": "many"}, "vocab_size is 'many'"),
+        ({"num_attention_heads": 33}, "does not divide hidden_size"),
+    ],
+)
+def test_a_config_json_that_cannot_be_trusted_is_refused(tmp_path, change, message):
+    (tmp_path / "config.json").write_text(json.dumps(LLAMA_CONFIG | change))
+    with pytest.raises(InvalidInput, match=message):
+        parse_task(GOOD.replace("llama-3-8b", "config.json"), "t.yaml", str(tmp_path))
+
+
+def test_every_key_of_the_task_file_is_documented():
+    page = Path("docs/task-file.md").read_text(encoding="utf-8")
+    assert [key for key in KEYS + ARCHITECTURE if key not in page] == []

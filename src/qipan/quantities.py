@@ -14,7 +14,10 @@ BYTES = {"B": 1, "kB": 10**3, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**1
 BITS = {"bit": 1, "kbit": 10**3, "Mbit": 10**6, "Gbit": 10**9, "Tbit": 10**12}
 SECONDS = {"ms": 1e-3, "s": 1.0, "m": 60.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "w": 604800.0}
 MONEY_MICRO_MAX = 2**62
-NUMBER = r"(\d{1,18}(?:\.\d{1,9})?)"
+WHOLE_MAX = 2**63 - 1  # what the store and the wire hold
+DURATION_S_MAX = 100 * 365.25 * 86400.0
+RATE_BYTES_PER_S_MAX = 1e18
+NUMBER = r"([0-9]{1,18}(?:\.[0-9]{1,9})?)"
 
 
 def parse_count(text: str | int) -> int:
@@ -23,8 +26,8 @@ def parse_count(text: str | int) -> int:
     if match is None:
         raise InvalidInput(f"{text!r} is not a count; write 4096, 4M or 2T")
     value = _exact(match[1], COUNT[match[2]])
-    if value is None:
-        raise InvalidInput(f"{text!r} is not a whole number; write 4096, 4M or 2T")
+    if value is None or value > WHOLE_MAX:
+        raise InvalidInput(f"{text!r} is not a whole number, or too large; write 4096, 4M or 2T")
     return value
 
 
@@ -47,10 +50,14 @@ def parse_duration_s(text: str | float) -> float:
     parts = re.findall(rf"{NUMBER}\s*(ms|min|[smhdw])", plain)
     rest = re.sub(rf"{NUMBER}\s*(ms|min|[smhdw])\s*", "", plain)
     if re.fullmatch(NUMBER, plain):
-        return float(plain)
-    if not parts or rest:
+        seconds = float(plain)
+    elif parts and not rest:
+        seconds = math.fsum(float(number) * SECONDS[unit] for number, unit in parts)
+    else:
         raise InvalidInput(f"{text!r} is not a duration; write 30d, 1h30m, 45s or 500ms")
-    return math.fsum(float(number) * SECONDS[unit] for number, unit in parts)
+    if seconds > DURATION_S_MAX:
+        raise InvalidInput(f"{text!r} is longer than 100 years; write 30d, 1h30m, 45s or 500ms")
+    return seconds
 
 
 def parse_bytes(text: str | int) -> int:
@@ -59,9 +66,9 @@ def parse_bytes(text: str | int) -> int:
     if match is None:
         raise InvalidInput(f"{text!r} is not a size; write 80GiB, 1.5TB or a number of bytes")
     value = _exact(match[1], BYTES[match[2] or "B"])
-    if value is None:
+    if value is None or value > WHOLE_MAX:
         raise InvalidInput(
-            f"{text!r} is not a whole number of bytes; write 80GiB, 1.5TB or a number of bytes"
+            f"{text!r} is not a whole number of bytes, or too large; write 80GiB, 1.5TB or a number of bytes"
         )
     return value
 
@@ -72,7 +79,10 @@ def parse_bytes_per_s(text: str | float) -> float:
     if match is None:
         raise InvalidInput(f"{text!r} is not a rate; write 200Mbit/s or 12GB/s")
     unit = match[2] or "B"
-    return float(match[1]) * (BITS[unit] / 8 if unit in BITS else BYTES[unit])
+    rate = float(match[1]) * (BITS[unit] / 8 if unit in BITS else BYTES[unit])
+    if rate > RATE_BYTES_PER_S_MAX:
+        raise InvalidInput(f"{text!r} is faster than any link; write 200Mbit/s or 12GB/s")
+    return rate
 
 
 def format_money(micro_cny: int) -> str:

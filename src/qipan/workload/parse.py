@@ -8,6 +8,7 @@ from typing import cast, get_args
 from qipan.errors import InvalidInput, NotFound
 from qipan.quantities import parse_count, parse_duration_s, parse_money_micro_cny
 from qipan.workload.cards import CARDS
+from qipan.workload.huggingface import load_config
 from qipan.workload.model import Model, Moe
 from qipan.workload.reader import Value, did_you_mean, read_yaml
 from qipan.workload.task import Checkpoint, Kind, Limits, Load, Objective, Replicas, Shape, Slo, Task, Work
@@ -42,11 +43,11 @@ def load_task(path: str | Path) -> Task:
 
 
 def parse_task(text: str, file: str = "task.yaml", workdir: str = "") -> Task:
-    task = _task(read_yaml(text, file))
+    task = _task(read_yaml(text, file), workdir)
     return replace(task, workdir=workdir)
 
 
-def _task(top: Value) -> Task:
+def _task(top: Value, workdir: str) -> Task:
     fields = top.fields(KEYS)
     for needed in ("kind", "name"):
         if needed not in fields:
@@ -61,7 +62,7 @@ def _task(top: Value) -> Task:
     task = Task(
         kind,
         _name(fields["name"]),
-        model=_model(fields["model"]) if "model" in fields else None,
+        model=_model(fields["model"], workdir) if "model" in fields else None,
         data=tuple(_uri(item) for item in fields["data"].items()) if "data" in fields else (),
         work=_work(fields["work"]) if "work" in fields else Work(),
         objective=cast(
@@ -84,7 +85,7 @@ def _task(top: Value) -> Task:
         load=_load(fields["load"]) if "load" in fields else None,
         replicas=_replicas(fields["replicas"]) if "replicas" in fields else None,
         foreach=tuple(item.text() for item in fields["foreach"].items()) if "foreach" in fields else (),
-        stages=tuple(_task(item) for item in fields["stages"].items()) if "stages" in fields else (),
+        stages=tuple(_task(item, workdir) for item in fields["stages"].items()) if "stages" in fields else (),
     )
     if task.run and "devices" not in fields:
         task = replace(task, devices=Shape(1, 1))
@@ -124,6 +125,9 @@ def _check(top: Value, fields: dict[str, Value], task: Task) -> None:
         raise fields[key].error(f"belongs to `kind: serve`, this is a {task.kind} task")
     if "foreach" in fields and task.kind != "batch":
         raise fields["foreach"].error(f"belongs to `kind: batch`, this is a {task.kind} task")
+    stages = [stage.name for stage in task.stages]
+    if len(set(stages)) < len(stages):
+        raise fields["stages"].error(f"a stage name stands twice among {', '.join(stages)}; keep one of each")
     if task.kind in ("batch", "dev") and not task.run:
         raise top.error(f"a {task.kind} task needs `run`, such as `run: python work.py`")
 
@@ -215,7 +219,12 @@ def _load(value: Value) -> Load:
     fields = value.fields(("requests_per_s", "input", "output"))
     if "requests_per_s" not in fields:
         raise value.error("needs requests_per_s")
-    rate = fields["requests_per_s"].parsed(parse_duration_s)  # a plain positive number
+    text = fields["requests_per_s"].text()
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", text):
+        raise fields["requests_per_s"].error(
+            f"{text[:40]!r} is not a number of requests per second, such as 20"
+        )
+    rate = float(text)
     return Load(
         rate,
         fields["input"].parsed(parse_count) if "input" in fields else 0,
@@ -238,11 +247,15 @@ ARCHITECTURE = (
 )  # fmt: skip
 
 
-def _model(value: Value) -> Model:
+def _model(value: Value, workdir: str) -> Model:
     if not value.is_mapping:
         name = value.text()
+        if name.endswith(".json"):
+            return value.parsed(lambda path: load_config(Path(workdir, path)))
         if name not in CARDS:
-            raise value.error(f"no model card {name[:60]!r}{did_you_mean(name, tuple(CARDS))}")
+            raise value.error(
+                f"no model card {name[:60]!r}{did_you_mean(name, tuple(CARDS))} (or a path to a config.json, or a mapping)"
+            )
         return CARDS[name]
     fields = value.fields(ARCHITECTURE)
     for needed in ("layers", "hidden", "heads", "ffn_hidden"):

@@ -4,6 +4,7 @@ Built on yaml.compose (nodes keep their marks).  Size, depth and aliases are bou
 """
 
 import difflib
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
@@ -58,10 +59,14 @@ class Value:
         """The entries of a mapping with free keys."""
         if not isinstance(self.node, yaml.MappingNode):
             raise self.error(f"must be a mapping, found {self._kind()}")
-        return {
-            str(key.value): Value(value, self.file, self._below(str(key.value)))
-            for key, value in self.node.value
-        }
+        found: dict[str, Value] = {}
+        for key_node, value_node in self.node.value:
+            key = Value(key_node, self.file, self.path)
+            name = key.text()
+            if name in found:
+                raise key.error(f"key {name[:60]!r} stands twice; keep one")
+            found[name] = Value(value_node, self.file, self._below(name))
+        return found
 
     def items(self) -> "list[Value]":
         """A sequence's entries; one plain value counts as a sequence of one."""
@@ -77,6 +82,8 @@ class Value:
         value = str(self.node.value)
         if "\x00" in value:
             raise self.error("holds a zero byte; remove it")
+        if any("\ud800" <= letter <= "\udfff" for letter in value):
+            raise self.error("holds half of a character (a lone surrogate); remove it")
         return value
 
     def parsed(self, parse: Callable[[str], T]) -> T:
@@ -99,7 +106,7 @@ class Value:
 
     def whole(self, least: int, most: int) -> int:
         text = self.text()
-        if not text.lstrip("-").isdigit() or len(text) > 18 or not least <= int(text) <= most:
+        if not re.fullmatch(r"-?[0-9]{1,18}", text) or not least <= int(text) <= most:
             raise self.error(f"{text[:40]!r} is not a whole number from {least} to {most}")
         return int(text)
 
@@ -133,7 +140,8 @@ def read_yaml(text: str, file: str) -> Value:
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         where = f"{file}:{mark.line + 1}:{mark.column + 1}" if mark else file
-        raise InvalidInput(f"is not YAML: {getattr(error, 'problem', None) or error}", where) from None
+        problem = " ".join(str(getattr(error, "problem", None) or error).split())
+        raise InvalidInput(f"is not YAML: {problem}", where) from None
     except (ValueError, RecursionError) as error:
         raise InvalidInput(f"is not YAML: {error}", file) from None
     if node is None:

@@ -1,6 +1,7 @@
 """A site file: the tree of boards with pools, links, storage and tariffs, under the key `site:` of `qipan.yaml`."""
 
 import os
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -40,7 +41,11 @@ def load_site(path: str | Path) -> Site:
         raise NotFound(
             f"{path}: no such site file; name one with --site, or leave --site out for this machine alone"
         )
-    top = read_yaml(path.read_text(encoding="utf-8"), str(path)).fields(("site",))
+    try:
+        text = path.read_text(encoding="utf-8")
+    except (UnicodeDecodeError, OSError) as error:
+        raise InvalidInput(f"cannot be read as UTF-8 text: {error}", str(path)) from None
+    top = read_yaml(text, str(path)).fields(("site",))
     if "site" not in top:
         raise InvalidInput("has no `site:`", str(path))
     return parse_site(top["site"])
@@ -73,6 +78,11 @@ def parse_site(value: Value) -> Site:
         fields["tariff_version"].text() if "tariff_version" in fields else "1",
         fields["lease"].parsed(parse_duration_s) if "lease" in fields else 60.0,
     )
+    tenants = [tenant.name for tenant in site.tenants]
+    if len(set(tenants)) < len(tenants):
+        raise fields["tenants"].error(f"a tenant stands twice among {', '.join(tenants)}; keep one of each")
+    if site.lease_s <= 0:
+        raise fields["lease"].error("must be longer than nothing, such as 60s")
     if not site.pools():
         raise fields["board"].error("has no pool anywhere; give at least one board `pools`")
     return site
@@ -93,10 +103,7 @@ def _board(value: Value, region: str, level: int) -> BoardSpec:
     return BoardSpec(
         name,
         tuple(
-            _board(
-                child, region or (child.fields(CHILD_KEYS)["name"].text() if level == 1 else ""), level + 1
-            )
-            for child in children
+            _board(child, region or (_own_name(child) if level == 1 else ""), level + 1) for child in children
         ),
         tuple(_pool(item, name) for item in fields["pools"].items()) if "pools" in fields else (),
         tuple(_storage(item, name) for item in fields["storage"].items()) if "storage" in fields else (),
@@ -108,6 +115,20 @@ def _board(value: Value, region: str, level: int) -> BoardSpec:
 
 
 CHILD_KEYS = ("name", "children", "pools", "storage", "engine", "region", "longitude", "latitude")
+
+
+def _own_name(value: Value) -> str:
+    fields = value.fields(CHILD_KEYS)
+    if "name" not in fields:
+        raise value.error("needs `name`")
+    return fields["name"].text()
+
+
+def _number(value: Value) -> float:
+    text = value.text()
+    if not re.fullmatch(r"[0-9]{1,12}(\.[0-9]{1,12})?", text):
+        raise value.error(f"{text[:40]!r} is not a number of zero or more, such as 0.3")
+    return float(text)
 
 
 def _degrees(value: Value | None) -> float | None:
@@ -131,7 +152,7 @@ def _pool(value: Value, board: BoardId) -> Pool:
     if chip.count("/") != 1:
         raise fields["chip"].error(f"{chip!r} is no chip class; write vendor/model")
     devices = fields["devices"].whole(1, 10_000_000)
-    share = float(fields["core_share"].text()) if "core_share" in fields else 0.0
+    share = _number(fields["core_share"]) if "core_share" in fields else 0.0
     if not 0 <= share <= 1:
         raise fields["core_share"].error(f"{share} is no share of a core; give more than 0, at most 1")
     return Pool(
@@ -142,7 +163,7 @@ def _pool(value: Value, board: BoardId) -> Pool:
         fields["per_node"].whole(1, 10_000) if "per_node" in fields else devices,
         fields["tariff"].parsed(parse_money_micro_cny),
         cpu_share=share,
-        failures_per_node_day=float(fields["failures_per_node_day"].text())
+        failures_per_node_day=_number(fields["failures_per_node_day"])
         if "failures_per_node_day" in fields
         else 0.0,
     )
