@@ -10,6 +10,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from qipan.cli.chips import app as chips
 from qipan.cli.market import app as market
 from qipan.errors import InvalidInput, NotFound, QipanError
 
@@ -19,6 +20,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 app.add_typer(market, name="market")
+app.add_typer(chips, name="chips")
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document (a line per event where it streams).")]
 StoreDir = Annotated[Optional[Path], typer.Option("--store", help="The folder of the boards' stores.")]  # noqa: UP045
