@@ -88,7 +88,8 @@ def plan(task: Path, json_: Json = False, site: SiteFile = None, store: StoreDir
     from qipan.workload.parse import load_task
 
     checked = load_task(task)
-    made = plan_on(probed(site_of(site)), checked)
+    here = site_of(site)
+    made = plan_on(here if checked.run else probed(here), checked)
     if json_:
         out(msgspec.to_builtins(made))
     else:
