@@ -9,6 +9,7 @@ import pytest
 
 from qipan.clock import SystemClock
 from qipan.curves import Curve, Need, Point
+from qipan.engines import devices as chips
 from qipan.engines.local import LocalEngine
 from qipan.events import (
     LeaseGranted,
@@ -236,3 +237,5 @@ def test_a_chips_speed_hardly_moves_when_the_others_work(tmp_path):
         both = work(f"left-{i}", f"right-{i}")
         ratios.append(min(both) / alone)
     assert sorted(ratios)[1] > 0.9, ratios
+    bench.engine.close()
+    assert not chips.groups(bench.engine._group_prefix()), "no group is left behind"

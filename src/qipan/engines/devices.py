@@ -25,18 +25,23 @@ def make_group(name: str, shares: tuple[float, ...]) -> tuple[str, list[str]]:
     return str(whole), devices
 
 
-def remove_group(path: str) -> None:
-    """Remove an empty group and its devices'.  A group that still has a process stays, and is tried again at the
-    engine's next start."""
+def remove_group(path: str) -> bool:
+    """Remove an empty group and its devices'.  False when a process is still in it: try again later."""
     whole = Path(path)
     if not whole.exists():
-        return
+        return True
     try:
         for device in whole.glob("device-*"):
             device.rmdir()
         whole.rmdir()
     except OSError:
-        return
+        return False  # its last process is on the way out
+    return True
+
+
+def groups(prefix: str) -> list[str]:
+    """Groups whose names begin so, left by an earlier run or still in use."""
+    return sorted(str(path) for path in ROOT.glob(f"{prefix}*")) if ROOT.exists() else []
 
 
 def _limit(group: Path, share: float) -> None:

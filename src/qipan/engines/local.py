@@ -5,6 +5,7 @@ Everything durable lies in one folder: `journal.jsonl` (every fact, numbered by 
 on the folder takes them up again.
 """
 
+import hashlib
 import json
 import os
 import re
@@ -96,6 +97,10 @@ class LocalEngine:
         self._held: dict[TaskId, Held] = {}
         self._reading: dict[TaskId, Reading] = {}
         self._read_back()
+        self._shims: list[subprocess.Popen[bytes]] = []
+        #: groups whose attempt ended; removed once their last process has left
+        in_use = {str(chips.ROOT / self._group_name(held)) for held in self._held.values()}
+        self._empty_groups = [group for group in chips.groups(self._group_prefix()) if group not in in_use]
         if not self._journal:
             self._say(EngineOffered(engine, self._offers(), chooses=False))
 
@@ -170,12 +175,21 @@ class LocalEngine:
     def observe(self, after: int) -> list[tuple[int, Fact]]:
         for task_id in sorted(self._held):
             self._look_at(task_id)
+        self._sweep()
         return list(enumerate(self._journal[after:], start=after + 1))
 
     def close(self) -> None:
-        """Nothing runs here any more: take the groups away."""
-        for held in self._held.values():
-            chips.remove_group(str(chips.ROOT / self._group_name(held)))
+        """Take away the groups in which nothing runs any more."""
+        for _ in range(20):
+            self._sweep()
+            if not self._empty_groups:
+                return
+            time.sleep(0.05)
+
+    def _sweep(self) -> None:
+        """Supervisors that ended are reaped (a zombie keeps its group), then empty groups go."""
+        self._shims = [shim for shim in self._shims if shim.poll() is None]
+        self._empty_groups = [group for group in self._empty_groups if not chips.remove_group(group)]
 
     def running(self) -> list[tuple[TaskId, Path]]:
         """(task, attempt folder) of attempts that run."""
@@ -211,11 +225,12 @@ class LocalEngine:
         (folder / "until").write_text(str(held.until_lease_s))
         self._hold(task_id, held)
         self._reading[task_id] = Reading(done_s=held.saved_s)
-        subprocess.Popen(
+        shim = subprocess.Popen(
             [sys.executable, "-S", str(Path(__file__).with_name("shim.py")), str(folder)],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(folder / "shim.err").open("w"),
             start_new_session=True,
         )  # fmt: skip
+        self._shims.append(shim)
 
     def _torchrun(self, ranks: int) -> list[str]:
         enter = str(Path(__file__).with_name("enter.py"))
@@ -352,7 +367,7 @@ class LocalEngine:
         saved_s = work_s if outcome == "done" else held.saved_s
         done_s = work_s if outcome == "done" else max(reading.done_s, saved_s)
         code = ended["code"] if isinstance(ended["code"], int) else None
-        chips.remove_group(str(chips.ROOT / self._group_name(held)))
+        self._empty_groups.append(str(chips.ROOT / self._group_name(held)))
         fact = TaskExited(
             task_id, held.lease_id, self.engine, held.generation, held.attempt, outcome, code, done_s, saved_s, why,
             self._usage(held, began_s, end_s, ended=True), final=outcome != "resized",
@@ -489,7 +504,12 @@ class LocalEngine:
         return self.folder / "attempts" / f"{held.order.task_id}-{held.attempt}"
 
     def _group_name(self, held: Held) -> str:
-        return f"qipan-{self._board.board}-{held.order.task_id}-{held.attempt}"
+        return f"{self._group_prefix()}{held.order.task_id}-{held.attempt}"
+
+    def _group_prefix(self) -> str:
+        """Own to this folder, so that two hosts on one machine keep apart."""
+        mark = hashlib.blake2b(str(self.folder.resolve()).encode(), digest_size=4).hexdigest()
+        return f"qipan-{mark}-{self._board.board}-"
 
     def _usage(self, held: Held, began_s: float, until_s: float, *, ended: bool) -> Usage:
         # A gang that is to grow already holds its new devices, but its attempt used the old ones.

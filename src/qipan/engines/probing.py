@@ -60,8 +60,10 @@ def _measure(pools: Sequence[Pool]) -> list[Probe]:
             except subprocess.TimeoutExpired:
                 process.kill()
             out = folder / "out.json"
-            if group:
-                chips.remove_group(group)
+            for _ in range(20 if group else 0):
+                if chips.remove_group(group):
+                    break
+                time.sleep(0.05)
             if not out.exists():
                 tail = (folder / "log.txt").read_text(errors="replace")[-800:]
                 raise QipanError(
