@@ -1,6 +1,7 @@
 """Other people's job files: every directive has a fate, written at the end of each file in tests/imports/."""
 
 import os
+import random
 import re
 import subprocess
 from pathlib import Path
@@ -140,3 +141,33 @@ def test_a_task_file_of_qipan_is_not_taken_for_another_tools():
     assert "run" in KEYS
     with pytest.raises(InvalidInput, match="is no job file"):
         parse_job("kind: train\nname: a\nrun: x\n")
+
+
+def test_a_damaged_file_is_read_or_refused_and_nothing_else():
+    rng = random.Random(1)
+    damage = [
+        "",
+        "x",
+        "-1",
+        "{}",
+        "[]",
+        "[[a]]",
+        "{a: {b: c}}",
+        "null",
+        "9" * 25,
+        "'",
+        "~",
+        ": ",
+        "²",
+        "1e9",
+        "$(",
+    ]
+    refused = 0
+    for _ in range(300):
+        words = re.split(r"(\s+|[:,\[\]{}=])", rng.choice(FILES).read_text())
+        words[rng.randrange(len(words))] = rng.choice(damage)
+        try:
+            parse_job("".join(words), "j")
+        except InvalidInput:
+            refused += 1
+    assert 0 < refused < 300
