@@ -47,7 +47,8 @@ def points() -> tuple[Point, ...]:
 class Bench:
     """One engine over two devices, driven by hand."""
 
-    def __init__(self, folder: Path, share: float = 0.0) -> None:
+    def __init__(self, folder: Path, share: float = 0.0, quotas: bool | None = None) -> None:
+        self.quotas = quotas
         self.folder = folder
         pool = Pool(PoolId("dc/a"), BoardId("dc"), CHIP, 2, 2, 1, cpu_share=share)
         self.board = BoardSpec(BoardId("dc"), pools=(pool,))
@@ -239,3 +240,25 @@ def test_a_chips_speed_hardly_moves_when_the_others_work(tmp_path):
     assert sorted(ratios)[1] > 0.9, ratios
     bench.engine.close()
     assert not chips.groups(bench.engine._group_prefix()), "no group is left behind"
+
+
+@pytest.mark.slow
+def test_without_cgroups_a_duty_cycle_holds_a_chip_to_its_share(tmp_path):
+    spin = (
+        "import os,time\nend=time.time()+3\nwhile time.time()<end: pass\n"
+        "open(os.environ['QIPAN_CHECKPOINT_DIR']+'/cpu','w').write(str(time.process_time()))\n"
+    )
+    bench = Bench(tmp_path / "engine", share=0.3, quotas=False)
+    bench.start(python(spin, tmp_path))
+    assert bench.until(TaskExited).outcome == "done"
+    used = float((bench.folder / "ckpt" / "t" / "cpu").read_text()) / 3
+    assert 0.2 < used < 0.42, used
+
+
+@pytest.mark.slow
+def test_a_throttled_task_can_still_be_stopped(tmp_path):
+    bench = Bench(tmp_path / "engine", share=0.2, quotas=False)
+    bench.start(python(STEPPER, tmp_path))
+    bench.until(TaskProgress)
+    bench.stop()
+    assert bench.until(TaskExited).outcome == "parked"

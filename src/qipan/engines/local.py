@@ -80,15 +80,23 @@ class Reading:
 
 
 class LocalEngine:
+    """`quotas` False holds chips to their shares by a duty cycle even where cgroups could; None: by what is there."""
+
     def __init__(
-        self, engine: EngineId, board: BoardSpec, folder: Path, clock: Clock, checkpoints: Path
+        self,
+        engine: EngineId,
+        board: BoardSpec,
+        folder: Path,
+        clock: Clock,
+        checkpoints: Path,
+        quotas: bool | None = None,
     ) -> None:
         self.engine = engine
         self.folder = folder
         self._board = board
         self._clock = clock
         self._checkpoints = checkpoints
-        self._quotas = chips.quotas_available()
+        self._quotas = chips.quotas_available() if quotas is None else quotas
         (folder / "attempts").mkdir(parents=True, exist_ok=True)
         self._pools = {pool.chip_class: pool for pool in board.pools}
         self._journal: list[Fact] = []
