@@ -108,3 +108,15 @@ def test_kinds_that_cannot_run_yet_are_refused_by_name(tmp_path):
     done = qipan("plan", "examples/serve-llama.yaml", "--site", SITE, "--json", XDG_CACHE_HOME=str(tmp_path))
     assert done.returncode == 104
     assert "not yet runnable" in json.loads(done.stdout)["refused"][0]["why"]
+
+
+@pytest.mark.slow
+def test_another_tools_file_is_planned_as_it_is(tmp_path):
+    job = tmp_path / "job.sbatch"
+    job.write_text(
+        "#!/bin/bash\n#SBATCH --job-name=hello\n#SBATCH --time=00:01:00\n#SBATCH --mail-user=a@b\necho hello\n"
+    )
+    rows = json.loads(qipan("import", str(job), "--json").stdout)["directives"]
+    assert {row["name"]: row["fate"] for row in rows}["mail-user"] == "ignored"
+    made = json.loads(qipan("plan", str(job), "--site", SITE, "--json").stdout)
+    assert made["options"][0]["devices"] == 1

@@ -13,7 +13,9 @@ README, ARCHITECTURE = Path("README.md").read_text(), Path("ARCHITECTURE.md").re
 DOCS = README + "".join(path.read_text() for path in sorted(Path("docs").rglob("*.md")))
 
 
-@pytest.mark.parametrize("command", [command.callback.__name__ for command in app.registered_commands])
+@pytest.mark.parametrize(
+    "command", [command.name or command.callback.__name__ for command in app.registered_commands]
+)
 def test_every_command_stands_in_the_docs(command):
     assert re.search(rf"qipan {command}\b|`{command}`", DOCS), f"no document names `qipan {command}`"
 

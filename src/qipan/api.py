@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 
 from qipan.errors import InvalidInput, NotAllowed, QipanError
 from qipan.host import Host
-from qipan.workload.parse import parse_task
+from qipan.workload.files import read_text
 
 BODY_MAX = 2 << 20
 STATUS = {2: 400, 102: 404, 104: 422, 105: 402, 106: 503, 107: 403}
@@ -61,15 +61,15 @@ def make_app(host: Host, token: str) -> FastAPI:
     @app.post("/v1/plan")
     async def plan(request: Request) -> Response:
         body = await submission(request)
-        task = parse_task(body.text, body.file, body.workdir)
+        task, _ = read_text(body.text, body.file, body.workdir)
         return answer(await run_in_threadpool(host.plan, task))
 
     @app.post("/v1/tasks")
     async def submit(request: Request) -> Response:
         body = await submission(request)
-        task = parse_task(body.text, body.file, body.workdir)
+        task, directives = read_text(body.text, body.file, body.workdir)
         task_id, chosen = await run_in_threadpool(host.submit, task, body.key)
-        return answer({"task_id": task_id, "plan": chosen}, 201)
+        return answer({"task_id": task_id, "plan": chosen, "directives": directives}, 201)
 
     @app.get("/v1/tasks")
     def tasks() -> Response:

@@ -85,14 +85,15 @@ def plan(task: Path, json_: Json = False, site: SiteFile = None, store: StoreDir
 
     from qipan.cli import tables
     from qipan.host import plan_on
-    from qipan.workload.parse import load_task
+    from qipan.workload.files import read_file
 
-    checked = load_task(task)
+    checked, directives = read_file(task)
     here = site_of(site)
     made = plan_on(here if checked.run else probed(here), checked)
     if json_:
         out(msgspec.to_builtins(made))
     else:
+        tables.print_directives(directives)
         tables.print_plan(made)
     if made.curve is None:
         raise typer.Exit(104)
@@ -102,13 +103,29 @@ def plan(task: Path, json_: Json = False, site: SiteFile = None, store: StoreDir
 def submit(task: Path, json_: Json = False, store: StoreDir = None, key: str = "") -> None:
     """Hand a task to the board; it is durable when this returns."""
     from qipan.cli import tables
-    from qipan.workload.parse import load_task
+    from qipan.workload.files import read_file
 
-    load_task(task)  # the same check as the server's, so that the error needs no server
+    read_file(task)  # the same check as the server's, so that the error needs no server
     answer = client(store).submit(
         task.read_text(encoding="utf-8"), str(task), str(task.resolve().parent), key or None
     )
     tell(answer, json_, tables.print_submitted)
+
+
+@app.command(name="import")
+def import_(job: Path, json_: Json = False) -> None:
+    """What would become of each directive of another tool's job file (Slurm, Kubernetes, Ray, SkyPilot, ...)."""
+    import msgspec
+
+    from qipan.cli import tables
+    from qipan.workload.files import read_file
+
+    checked, directives = read_file(job)
+    if json_:
+        out({"task": msgspec.to_builtins(checked), "directives": msgspec.to_builtins(directives)})
+    else:
+        tables.print_directives(directives)
+        print(f"  a {checked.kind} task {checked.name!r}; submit it with: qipan submit {job}")
 
 
 @app.command()

@@ -7,6 +7,7 @@ from typing import Any
 
 from qipan.planner import Plan
 from qipan.quantities import format_bytes, format_duration, format_money
+from qipan.workload.imports import Directive
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -63,7 +64,16 @@ def print_plan(plan: Plan) -> None:
         )
 
 
+def print_directives(directives: Sequence[Directive]) -> None:
+    if directives:
+        rows = [[row.name, row.value[:40], str(row.line), row.fate, row.why] for row in directives]
+        table("import", ["directive", "value", "line", "fate", "why"], rows)
+
+
 def print_submitted(answer: dict[str, Any]) -> None:
+    for row in answer["directives"]:
+        if row["fate"] != "used":
+            print(f"  {row['name']} (line {row['line']}): {row['fate']}: {row['why']}")
     options = answer["plan"]["options"]
     print(
         f"{answer['task_id']}: submitted; planned at {options[0]['place']} on {options[0]['devices']} x"
