@@ -177,6 +177,30 @@ def test_a_command_that_arrives_twice_acts_once(bench):
     assert sum(isinstance(fact, TaskStarted) for fact in facts) == 1
 
 
+def test_an_attempt_whose_supervisor_was_never_started_is_lost_not_stuck(bench, monkeypatch):
+    monkeypatch.setattr("qipan.engines.local.subprocess.Popen", lambda *_, **__: FakeShim())
+    bench.start("true")
+    monkeypatch.undo()
+    bench.open()
+    assert bench.until(TaskExited).outcome == "lost"
+
+
+class FakeShim:
+    """What is left of a supervisor when the engine dies just before starting it."""
+
+    def poll(self) -> int:
+        return 0
+
+
+def test_an_order_to_stop_is_given_again_when_the_engine_died_before_passing_it_on(bench, tmp_path):
+    bench.start(python(STEPPER, tmp_path))
+    bench.until(TaskProgress)
+    bench.stop()
+    next(bench.folder.glob("attempts/*/stop")).unlink()
+    bench.open()
+    assert bench.until(TaskExited).outcome == "parked"
+
+
 def test_a_lease_that_is_not_renewed_parks_its_task(bench, tmp_path):
     bench.start(python(STEPPER, tmp_path), duration_s=0.6)
     exited = bench.until(TaskExited)

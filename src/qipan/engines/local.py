@@ -45,6 +45,7 @@ from qipan.workload import Launch
 
 PROGRESS_S = 1.0
 STOP_GRACE_S = 30.0
+START_S = 5.0  # a supervisor that has given no sign for so long is looked for
 KILLED = re.compile(
     r"exitcode\s*:\s*-9|Signal 9 \(SIGKILL\)|Connection closed by peer|Connection reset by peer"
 )
@@ -77,6 +78,7 @@ class Reading:
     reported_s: float = 0.0
     started: bool = False
     finished: bool = False
+    waited_since_s: float = 0.0  # for the supervisor's first sign
 
 
 class LocalEngine:
@@ -109,6 +111,9 @@ class LocalEngine:
         #: groups whose attempt ended; removed once their last process has left
         in_use = {str(chips.ROOT / self._group_name(held)) for held in self._held.values()}
         self._empty_groups = [group for group in chips.groups(self._group_prefix()) if group not in in_use]
+        for held in self._held.values():
+            if held.attempt and (held.resize is not None or held.stop_outcome):
+                self._ask_to_stop(held)  # the order was kept, the file may not have been written
         if not self._journal:
             self._say(EngineOffered(engine, self._offers(), chooses=False))
 
@@ -289,9 +294,9 @@ class LocalEngine:
         held = self._held[task_id]
         if not held.attempt:
             if self._clock.lease_s() > held.until_lease_s:
-                self._release(task_id)
                 why = "the lease lapsed before it was used"
                 self._say(LeaseRefused(task_id, held.lease_id, self.engine, held.generation, why))
+                self._release(task_id)
             return
         folder = self._attempt_dir(held)
         reading = self._reading.setdefault(task_id, Reading(done_s=held.saved_s))
@@ -307,6 +312,9 @@ class LocalEngine:
                 )  # fmt: skip
         held = self._read_events(task_id, held, folder, reading)
         ended = _json(folder / "exit.json")
+        if pid is None and ended is None and self._never_started(folder, reading):
+            now_s = self._clock.now_s()
+            ended = {"code": None, "started_s": now_s, "ended_s": now_s, "ended_by": "machine"}
         if ended is not None:
             held = self._read_events(task_id, held, folder, reading)
             self._end(task_id, held, folder, reading, ended)
@@ -418,6 +426,15 @@ class LocalEngine:
     def _ask_to_stop(self, held: Held) -> None:
         (self._attempt_dir(held) / "stop").touch()
 
+    def _never_started(self, folder: Path, reading: Reading) -> bool:
+        """The engine died between noting the attempt and starting its supervisor (seen after START_S)."""
+        now_s = self._clock.lease_s()
+        reading.waited_since_s = reading.waited_since_s or now_s
+        if now_s - reading.waited_since_s < START_S:
+            return False
+        mark = str(folder).encode()
+        return not any(mark in command for command in _commands_of_all())
+
     def _shim_lives(self, pid: dict[str, Any], folder: Path) -> bool:
         """Whether the attempt's supervisor is the process it was: a pid may have been given away."""
         try:
@@ -462,7 +479,6 @@ class LocalEngine:
         if (term, generation) <= self._commands.get(task_id, (0, 0)):
             return False
         self._commands[task_id] = (term, generation)
-        self._save()
         return True
 
     def _hold(self, task_id: TaskId, held: Held) -> None:
@@ -526,6 +542,17 @@ class LocalEngine:
             held.order.task_id, held.attempt, self._board.board, self.engine, need.chip_class, need.devices,
             held.point_id, began_s, until_s, (until_s - began_s) * need.devices, ended,
         )  # fmt: skip
+
+
+def _commands_of_all() -> list[bytes]:
+    """The command lines of all processes."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            found.append(path.read_bytes())
+        except OSError:
+            continue  # it ended while we looked
+    return found
 
 
 def _free_port() -> int:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 #: candidates up to which an instance is solved exactly
-EXACT_UP_TO = 40
+EXACT_UP_TO = 16
 #: a proven gap at which the exact search may stop
 GAP = 1e-4
 #: rounds of local search over all bidders
