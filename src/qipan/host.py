@@ -12,6 +12,7 @@ from typing import Any
 
 import msgspec
 
+from qipan.catalogue import load_catalogue
 from qipan.clock import SystemClock
 from qipan.controller import fact_of, verify
 from qipan.curves import Curve
@@ -384,7 +385,7 @@ class Host:
 
 def plan_on(site: Site, task: Task) -> Plan:
     """The plan of a task on a site, ranked as its scheduler will choose.  Needs no server."""
-    plan = plan_task(task, site.root, site.links, vocab=vocabulary(task))
+    plan = plan_task(task, site.root, site.links, vocab=vocabulary(task), chips=load_catalogue().chips)
     if plan.curve is None:
         return plan
     curve = plan.curve

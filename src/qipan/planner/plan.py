@@ -1,14 +1,17 @@
 """A plan: options with cost and finish, refusals with reasons, and the curve that the scheduler runs on."""
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
 
 from qipan.curves import Curve, Need, Point
-from qipan.hardware import BoardSpec, Pool
+from qipan.hardware import BoardSpec, ChipClass, ChipClassId, Pool
 from qipan.network import Link, transfer_s
+from qipan.planner.cluster import SAVE_S, START_S, Best, band, best_layouts, failures_per_s, known, why_none
 from qipan.planner.steps import best_layout, memory_bytes, strategy_of
+from qipan.planner.useful import checkpoint_every_s as young_s
+from qipan.planner.useful import useful_share
 from qipan.quantities import format_duration, format_money
 from qipan.workload import Task
 from qipan.workload.model import Model
@@ -23,7 +26,8 @@ BAND_START = 0.35
 @dataclass(frozen=True, slots=True)
 class Option:
     """Seconds count from the start of the task's first attempt; money in micro-CNY.  `why_not` is empty for the
-    chosen option.  `on_front`: no other option is both cheaper and earlier."""
+    chosen option.  `on_front`: no other option is both cheaper and earlier.  `deadline_odds`: the chance to end within `limits.deadline`, None without one.  `limit`: which
+    part of the machine costs most beside arithmetic; `parts_s`: where each second of a step goes (catalogue chips)."""
 
     option_id: str
     place: str
@@ -46,6 +50,10 @@ class Option:
     point_id: str
     on_front: bool = False
     why_not: str = ""
+    deadline_odds: float | None = None
+    limit: str = ""
+    parts_s: dict[str, float] = field(default_factory=dict)
+    memory_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +86,9 @@ def plan_task(
     vocab: int = 0,
     data_bytes: int = 0,
     data_at: str = "",
+    chips: Mapping[ChipClassId, ChipClass] | None = None,
 ) -> Plan:
-    """Plan a task on a tree of boards.  `vocab` is used when the model takes it from its data; `data_bytes` lie at the
+    """Plan a task on a tree of boards.  `chips`: catalogue facts, for pools that were never probed.  `vocab` is used when the model takes it from its data; `data_bytes` lie at the
     site `data_at` ("": wherever the task runs)."""
     if task.kind not in ("train", "finetune") or task.stages:
         why = f"kind {task.kind}{' with stages' if task.stages else ''} is not yet runnable"
@@ -87,9 +96,7 @@ def plan_task(
     regions = {board.board: board.region for board in root.walk()}
     model = replace(task.model, vocab=task.model.vocab or vocab) if task.model is not None else None
     refused: list[Refused] = []
-    raw: list[
-        tuple[Pool, int, str, Point, float]
-    ] = []  # pool, devices, label, point with rate in work/s, step_s
+    raw: list[Raw] = []
     for pool in sorted(
         (pool for board in root.walk() for pool in board.pools), key=lambda pool: pool.pool_id
     ):
@@ -97,19 +104,21 @@ def plan_task(
         if why:
             refused.append(Refused(pool.site, pool.chip_class, f"{pool.devices} devices", why))
             continue
-        found, no = _points(task, model, pool)
+        found, no = _points(task, model, pool, (chips or {}).get(pool.chip_class))
         raw += found
         refused += no
     if not raw:
         return Plan(
             task.name, (), tuple(refused), "", None, vocab if task.model and not task.model.vocab else 0
         )
-    best = max(point.rate for _, _, _, point, _ in raw)
+    best = max(point.rate for _, _, _, point, *_ in raw)
     curve = _curve(task, raw, best)
     every_s = _checkpoint_every_s(task, raw)
     options = [
-        _option(task, pool, regions[pool.site], label, point, step, best, every_s, links, data_bytes, data_at)
-        for pool, _, label, point, step in raw
+        _option(
+            task, pool, regions[pool.site], label, point, step, layout, every_s, links, data_bytes, data_at
+        )
+        for pool, _, label, point, step, layout in raw
     ]
     kept = []
     for option in options:
@@ -144,29 +153,59 @@ def _not_allowed(task: Task, pool: Pool, region: str) -> str:
     return ""
 
 
-Raw = tuple[Pool, int, str, Point, float]
+#: pool, devices, label, point with its rate in tasks per second, seconds of a step, layout on catalogue chips
+Raw = tuple[Pool, int, str, Point, float, Best | None]
 
 
-def _points(task: Task, model: Model | None, pool: Pool) -> tuple[list[Raw], list[Refused]]:
+def _points(
+    task: Task, model: Model | None, pool: Pool, chip: ChipClass | None
+) -> tuple[list[Raw], list[Refused]]:
+    if pool.probe is None and chip is not None and model is not None and task.work.tokens and known(chip):
+        return _catalogue_points(task, model, pool, chip)
     return _script_points(task, pool) if task.run else _trainer_points(task, model, pool)
+
+
+def _catalogue_points(
+    task: Task, model: Model, pool: Pool, chip: ChipClass
+) -> tuple[list[Raw], list[Refused]]:
+    """A model that is stated is planned for a script too: the script is given the strategy."""
+    seq = task.work.seq
+    rows = task.work.global_batch_tokens // seq
+    steps = max(1, task.work.tokens // task.work.global_batch_tokens)
+    least, most = max(1, task.devices.min), min(task.devices.max or pool.devices, pool.devices)
+    width = band(pool.chip_class)
+    found: list[Raw] = []
+    for best in best_layouts(model, pool, chip, rows, seq, task.work.seed, least, most):
+        rate = 1.0 / (best.step_s * steps)
+        point = Point(
+            f"{pool.chip_class}:{best.devices}", (Need(pool.chip_class, best.devices, pool.devices_per_node),),
+            rate, rate * (1 - width), rate * (1 + width), start_s=START_S, stop_s=best.step_s + SAVE_S,
+            strategy=best.strategy, memory_margin=best.memory_margin,
+        )  # fmt: skip
+        found.append((pool, best.devices, best.strategy.label(), point, best.step_s, best))
+    if not found:
+        why = why_none(model, chip, rows, seq, pool, least, most)
+        return [], [Refused(pool.site, pool.chip_class, f"{pool.devices} devices", why)]
+    return found, []
 
 
 def _script_points(task: Task, pool: Pool) -> tuple[list[Raw], list[Refused]]:
     """A script is opaque: its own shape, and its time limit as duration.  Elastic scripts are taken to speed up
     with the square root of their devices until their progress tells."""
-    most = task.devices.max if task.elastic else task.devices.min
-    if pool.devices < task.devices.min:
-        why = f"needs {task.devices.min} devices, the pool has {pool.devices}; lower `devices`"
+    least = max(1, task.devices.min)
+    most = max(least, task.devices.max) if task.elastic else least
+    if pool.devices < least:
+        why = f"needs {least} devices, the pool has {pool.devices}; lower `devices`"
         return [], [Refused(pool.site, pool.chip_class, "own script", why)]
     limit_s = task.limits.time_limit_s or 3600.0
-    found = []
-    for devices in range(task.devices.min, min(most, pool.devices) + 1):
+    found: list[Raw] = []
+    for devices in range(least, min(most, pool.devices) + 1):
         rate = math.sqrt(devices / most) / limit_s
         need = Need(pool.chip_class, devices, pool.devices_per_node)
         point = Point(
             f"{pool.chip_class}:{devices}", (need,), rate, rate * 0.5, rate * 2.0, start_s=1.0, stop_s=1.0
         )
-        found.append((pool, devices, "own script", point, 0.0))
+        found.append((pool, devices, "own script", point, 0.0, None))
     return found, []
 
 
@@ -198,7 +237,7 @@ def _trainer_points(task: Task, model: Model | None, pool: Pool) -> tuple[list[R
             rate, rate * (1 - band), rate * (1 + band), start_s=start_s, stop_s=seconds + 2 * probe.save_s + 1.0,
             strategy=strategy, host_memory_bytes=memory_bytes(layout, model) * devices,
         )  # fmt: skip
-        found.append((pool, devices, strategy.label(), point, seconds))
+        found.append((pool, devices, strategy.label(), point, seconds, None))
     if not found:
         why = f"no layout of {rows} rows and {model.heads} heads fits {least} to {pool.devices} devices"
         return [], [Refused(pool.site, pool.chip_class, f"{pool.devices} devices", why)]
@@ -210,7 +249,7 @@ def _curve(task: Task, raw: Sequence[Raw], best: float) -> Curve:
         point.point_id: replace(
             point, rate=point.rate / best, rate_p10=point.rate_p10 / best, rate_p90=point.rate_p90 / best
         )
-        for _, _, _, point, _ in raw
+        for _, _, _, point, *_ in raw
     }
     source = ("time limit" if task.limits.time_limit_s else "declared") if task.run else "planner"
     return Curve(tuple(points[key] for key in sorted(points)), 1.0 / best, source)  # type: ignore[arg-type]
@@ -220,6 +259,9 @@ def _checkpoint_every_s(task: Task, raw: Sequence[Raw]) -> float:
     """Young's interval sqrt(2 * save * mean time between failures) (Young 1974), within 5 s and 30 min."""
     if task.checkpoint.every_s is not None:
         return task.checkpoint.every_s
+    at_scale = [(pool, layout.devices) for pool, *_, layout in raw if layout is not None]
+    if at_scale:
+        return young_s(SAVE_S, max(failures_per_s(pool, devices) for pool, devices in at_scale))
     save_s = max((pool.probe.save_s if pool.probe else 1.0) for pool, *_ in raw)
     devices = max(devices for _, devices, *_ in raw)
     between_s = 3600.0 / (FAILURES_PER_DEVICE_HOUR * devices)
@@ -227,12 +269,15 @@ def _checkpoint_every_s(task: Task, raw: Sequence[Raw]) -> float:
 
 
 def _option(
-    task: Task, pool: Pool, region: str, label: str, point: Point, step: float, best: float, every_s: float,
+    task: Task, pool: Pool, region: str, label: str, point: Point, step: float, layout: Best | None, every_s: float,
     links: Sequence[Link], data_bytes: int, data_at: str,
 ) -> Option:  # fmt: skip
     work_s = 1.0 / point.rate
-    save_s = 2.0 * pool.probe.save_s if pool.probe and not task.run else 0.0
-    useful = every_s / (every_s + save_s)
+    if layout is not None:
+        useful = useful_share(every_s, SAVE_S, START_S + SAVE_S + step, failures_per_s(pool, layout.devices))
+    else:
+        save_s = 2.0 * pool.probe.save_s if pool.probe and not task.run else 0.0
+        useful = every_s / (every_s + save_s)
     move_bytes, move_s = _move(links, data_at, pool.site, data_bytes)
     p50 = move_s + point.start_s + work_s / useful
     p10 = move_s + point.start_s * (1 - BAND_START) + 1.0 / point.rate_p90 / useful
@@ -240,10 +285,27 @@ def _option(
     devices = point.devices
     price = pool.tariff_micro_cny_per_device_hour * devices / 3600
     return Option(
-        f"{pool.site}:{devices}", pool.site, region, pool.chip_class, devices, label, step, point.start_s,
+        f"{pool.pool_id}:{devices}", pool.site, region, pool.chip_class, devices, label, step, point.start_s,
         point.stop_s + point.start_s, p10, p50, p90, round((p50 - move_s) * price), round((p90 - move_s) * price),
-        move_bytes, move_s, useful, "time limit" if task.run else "probe + closed form", point.point_id,
+        move_bytes, move_s, useful, _source(task, layout), point.point_id, deadline_odds=_odds(task.limits.deadline_s, p10, p50, p90),
+        limit=layout.limit if layout else "", parts_s=layout.parts_s if layout else {},
+        memory_bytes=round(layout.memory_bytes) if layout else 0,
     )  # fmt: skip
+
+
+def _source(task: Task, layout: Best | None) -> str:
+    if layout is not None:
+        return "catalogue + model fitted to published runs"
+    return "time limit" if task.run else "probe + closed form"
+
+
+def _odds(deadline_s: float | None, p10_s: float, p50_s: float, p90_s: float) -> float | None:
+    """Chance to end in time: a lognormal on each side of the median, through p10 and p90 (1.2816 deviations)."""
+    if deadline_s is None:
+        return None
+    side = p90_s if deadline_s > p50_s else p10_s
+    deviation = abs(math.log(side / p50_s)) / 1.2816
+    return 0.5 * math.erfc(-math.log(deadline_s / p50_s) / (deviation * math.sqrt(2)))
 
 
 def _move(links: Sequence[Link], source: str, target: str, size: int) -> tuple[int, float]:

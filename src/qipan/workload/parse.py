@@ -87,7 +87,7 @@ def _task(top: Value, workdir: str) -> Task:
         foreach=tuple(item.text() for item in fields["foreach"].items()) if "foreach" in fields else (),
         stages=tuple(_task(item, workdir) for item in fields["stages"].items()) if "stages" in fields else (),
     )
-    if task.run and "devices" not in fields:
+    if task.run and "devices" not in fields and not (task.model is not None and task.work.tokens):
         task = replace(task, devices=Shape(1, 1))
     _check(top, fields, task)
     return task
