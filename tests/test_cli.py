@@ -111,6 +111,21 @@ def test_kinds_that_cannot_run_yet_are_refused_by_name(tmp_path):
 
 
 @pytest.mark.slow
+def test_plan_explains_an_option_and_names_the_options_there_are():
+    site = "examples/sites/three-vendors.yaml"
+    shown = qipan("plan", "examples/llama-70b.yaml", "--site", site, "--explain", "1")
+    assert shown.returncode == 0
+    assert "limited by" in shown.stdout
+    assert "odds to end by the deadline" in shown.stdout
+    option = json.loads(
+        qipan("plan", "examples/llama-70b.yaml", "--site", site, "--explain", "1", "--json").stdout
+    )
+    assert sum(option["parts_s"].values()) == pytest.approx(option["step_s"])
+    missing = qipan("plan", "examples/llama-70b.yaml", "--site", site, "--explain", "99")
+    assert missing.returncode == 102
+    assert "99" in missing.stderr
+
+
 def test_another_tools_file_is_planned_as_it_is(tmp_path):
     job = tmp_path / "job.sbatch"
     job.write_text(

@@ -6,13 +6,16 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
 from qipan.cli.chips import app as chips
 from qipan.cli.market import app as market
 from qipan.errors import InvalidInput, NotFound, QipanError
+
+if TYPE_CHECKING:
+    from qipan.planner import Option, Plan
 
 app = typer.Typer(
     no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
@@ -79,7 +82,10 @@ def tell(value: Any, json_: bool, show: Callable[[Any], None]) -> None:
 
 
 @app.command()
-def plan(task: Path, json_: Json = False, site: SiteFile = None, store: StoreDir = None) -> None:
+def plan(
+    task: Path, json_: Json = False, site: SiteFile = None, store: StoreDir = None,
+    explain: Annotated[str, typer.Option(help="the number of an option: where each second of its step goes")] = "",
+) -> None:  # fmt: skip
     """How a task could run: options, cost, finish, refusals.  Needs no server."""
     import msgspec
 
@@ -90,13 +96,28 @@ def plan(task: Path, json_: Json = False, site: SiteFile = None, store: StoreDir
     checked, directives = read_file(task)
     here = site_of(site)
     made = plan_on(here if checked.run else probed(here), checked)
-    if json_:
+    if explain:
+        option = option_of(made, explain)
+        tell(msgspec.to_builtins(option), json_, lambda _: tables.print_option(option))
+    elif json_:
         out(msgspec.to_builtins(made))
     else:
         tables.print_directives(directives)
         tables.print_plan(made)
     if made.curve is None:
         raise typer.Exit(104)
+
+
+def option_of(made: "Plan", wanted: str) -> "Option":
+    """By its number in the table, from 1, or by its id.  Raises NotFound."""
+    for number, option in enumerate(made.options, 1):
+        if wanted in (str(number), option.option_id):
+            return option
+    raise NotFound(
+        f"no option {wanted[:60]!r}: the plan has {len(made.options)}; give 1 to {len(made.options)}, or an option_id of --json"
+        if made.options
+        else "the plan has no option to explain; `qipan plan` without --explain says why"
+    )
 
 
 @app.command()

@@ -5,7 +5,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from qipan.planner import Plan
+from qipan.planner import Option, Plan
 from qipan.quantities import format_bytes, format_duration, format_money
 from qipan.workload.imports import Directive
 
@@ -37,6 +37,7 @@ def _width(text: str) -> int:
 def print_plan(plan: Plan) -> None:
     rows = [
         [
+            str(number),
             "*" if option.option_id == plan.chosen else "front" if option.on_front else "",
             option.place,
             option.chip_class,
@@ -48,11 +49,11 @@ def print_plan(plan: Plan) -> None:
             format_bytes(option.data_bytes_to_move),
             option.why_not or "chosen",
         ]
-        for option in plan.options
+        for number, option in enumerate(plan.options, 1)
     ]
     table(
         f"方案 plan of {plan.task} (finish p10..p50..p90 from its start)",
-        ["", "place", "chip", "devices", "strategy", "cost p50", "finish", "restart", "data", "why not"],
+        ["#", "", "place", "chip", "devices", "strategy", "cost p50", "finish", "restart", "data", "why not"],
         rows,
     )
     if plan.refused:
@@ -62,6 +63,28 @@ def print_plan(plan: Plan) -> None:
         print(
             f"  vocabulary from the data: {plan.vocab_assumed}; checkpoint every {format_duration(plan.checkpoint_every_s)}"
         )
+
+
+BAR = 40
+
+
+def print_option(option: Option) -> None:
+    """Where each second of a step and each GiB of a device goes, and how sure that is."""
+    print(f"{option.option_id}: {option.strategy}, a step {option.step_s:.3f} s, from {option.source}")
+    for name, seconds in option.parts_s.items():
+        share = seconds / option.step_s
+        print(f"  {name:<20} {seconds:9.3f} s {share:6.1%} {'█' * round(share * BAR)}")
+    if option.memory_bytes:
+        print(f"  device memory at the peak: {format_bytes(option.memory_bytes)}")
+    if option.limit:
+        print(f"  limited by: {option.limit}; useful time {option.useful_share:.1%}")
+    if option.deadline_odds is not None:
+        print(f"  odds to end by the deadline: {option.deadline_odds:.0%}")
+    finish = (option.finish_p10_s, option.finish_p50_s, option.finish_p90_s)
+    print(f"  finish {'..'.join(format_duration(seconds) for seconds in finish)} (p10..p50..p90)")
+    print(
+        f"  cost {format_money(option.cost_p50_micro_cny)} (p50), {format_money(option.cost_p90_micro_cny)} (p90)"
+    )
 
 
 def print_directives(directives: Sequence[Directive]) -> None:
