@@ -7,7 +7,7 @@ import numpy as np
 
 from qipan.hardware import ChipClass, ChipClassId, Pool
 from qipan.planner.costs import Constants, Costs, costs, rates
-from qipan.planner.space import RECOMPUTE, Space, micro_batches, space
+from qipan.planner.space import RECOMPUTE, Space, space
 from qipan.strategy import SiteStrategy, Stage, Strategy
 from qipan.workload.model import Model
 
@@ -143,7 +143,7 @@ def _strategy(
     return Strategy(
         seed, seq, candidates.rows,
         (SiteStrategy(
-            site, stages, micro_batches=micro_batches(candidates.rows, dp, micro), schedule=schedule,  # type: ignore[arg-type]
+            site, stages, micro_batches=-(-(rows + (rest > 0)) // micro), schedule=schedule,  # type: ignore[arg-type]
             zero=int(candidates.zero[at]), recompute=RECOMPUTE[int(candidates.recompute[at])],  # type: ignore[arg-type]
             precision=precision,  # type: ignore[arg-type]
         ),),
