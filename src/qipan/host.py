@@ -17,7 +17,7 @@ from qipan.clock import SystemClock
 from qipan.controller import fact_of, verify
 from qipan.curves import Curve
 from qipan.engines.local import LocalEngine
-from qipan.errors import Infeasible, NotFound, OverLimit
+from qipan.errors import Infeasible, InvalidInput, NotFound, OverLimit
 from qipan.events import CancelRequested, ParkRequested, TaskExited, TaskProgress, TaskSubmitted
 from qipan.hardware import BoardId, BoardSpec
 from qipan.leases import EngineId, Order, Receipt, TaskId, Usage
@@ -61,9 +61,9 @@ class Host:
         self.site = site
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
-        self._lock = threading.RLock()
-        self._stores = {board.board: Store(folder / f"{board.board}.db") for board in site.root.walk()}
-        self.clock = SystemClock(max(store.latest_now_s() for store in self._stores.values()))
+        self.lock = threading.RLock()
+        self.stores = {board.board: Store(folder / f"{board.board}.db") for board in site.root.walk()}
+        self.clock = SystemClock(max(store.latest_now_s() for store in self.stores.values()))
         self.tariff = Tariff(
             site.tariff_version,
             {
@@ -75,7 +75,7 @@ class Host:
             site.root,
             clock=self.clock,
             make_engine=self._engine,
-            make_store=self._stores.__getitem__,
+            make_store=self.stores.__getitem__,
             settings=Settings(lease_s=site.lease_s),
             make_books=lambda: Books(self.tariff),
         )
@@ -113,7 +113,7 @@ class Host:
 
     @property
     def store(self) -> Store:
-        return self._stores[self.site.root.board]
+        return self.stores[self.site.root.board]
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
@@ -124,7 +124,7 @@ class Host:
             self._stop.wait(LOOP_S)
 
     def step(self) -> None:
-        with self._lock:
+        with self.lock:
             for _ in range(100):
                 if not self.tree.step():
                     return
@@ -134,12 +134,12 @@ class Host:
 
     def park(self, limit_s: float) -> bool:
         """Ask every task for a checkpoint and its end; returns whether all were parked in time."""
-        with self._lock:
+        with self.lock:
             self.tree.root.accept(ParkRequested(True, "Ctrl-C"))
         end_s = time.monotonic() + limit_s
         while time.monotonic() < end_s:
             self.step()
-            with self._lock:
+            with self.lock:
                 if not any(engine.running() for engine in self.engines.values()):
                     self.step()
                     return True
@@ -147,12 +147,12 @@ class Host:
         return False
 
     def close(self) -> None:
-        with self._lock:
+        with self.lock:
             for controller in self.tree.controllers.values():
                 controller.snapshot()
             for engine in self.engines.values():
                 engine.close()
-            for store in self._stores.values():
+            for store in self.stores.values():
                 store.close()
 
     @property
@@ -168,9 +168,13 @@ class Host:
 
     def submit(self, task: Task, key: str | None = None) -> tuple[str, Plan]:
         """Plan, hold the money, hand the task to the top board.  Durable when it returns.  The same key submits
-        once.  Raises Infeasible, OverLimit."""
-        with self._lock:
+        once.  Raises Infeasible, OverLimit, InvalidInput when the key was used for another task."""
+        with self.lock:
             if key is not None and (known := self.store.submitted_with(key)) is not None:
+                if self.submitted_task(known) != task:
+                    raise InvalidInput(
+                        f"the key {key[:80]!r} submitted another task ({known}); use a new key"
+                    )
                 return known, self.submitted_plan(known)
             plan = self.plan(task)
             if plan.curve is None:
@@ -204,11 +208,16 @@ class Host:
             )
 
     def tasks(self) -> list[TaskView]:
-        with self._lock:
+        with self.lock:
             return [self._view(task_id, submitted_s) for task_id, submitted_s in self.store.submissions()]
 
+    def task_ids(self) -> list[str]:
+        """In the order of submission."""
+        with self.lock:
+            return [task_id for task_id, _ in self.store.submissions()]
+
     def task(self, task_id: str) -> TaskView:
-        with self._lock:
+        with self.lock:
             found = self.store.submission(task_id)
             if found is None:
                 known = ", ".join(name for name, _ in self.store.submissions()[-5:]) or "none"
@@ -236,6 +245,11 @@ class Host:
             live.done_s / work_s, live.saved_s / work_s, live.why_waiting, submitted_s,
         )  # fmt: skip
 
+    def submitted_task(self, task_id: str) -> Task:
+        found = self.store.submission(task_id)
+        assert found is not None
+        return msgspec.json.decode(found[1], type=Task)
+
     def submitted_plan(self, task_id: str) -> Plan:
         found = self.store.submission(task_id)
         assert found is not None
@@ -244,13 +258,13 @@ class Host:
     def why(self, task_id: str) -> dict[str, Any]:
         """Every decision about the task on every board, and what keeps it waiting now."""
         view = self.task(task_id)
-        with self._lock:
+        with self.lock:
             told = [
                 {"at_s": at_s, "board": board, "verdict": verdict, "text": text}
-                for board, store in self._stores.items()
+                for board, store in self.stores.items()
                 for at_s, verdict, text in store.reasons_of(task_id)
             ]
-            told.sort(key=lambda entry: (entry["at_s"], [*self._stores].index(BoardId(str(entry["board"])))))
+            told.sort(key=lambda entry: (entry["at_s"], [*self.stores].index(BoardId(str(entry["board"])))))
             waiting = why_waiting(
                 self.tree.root.state, TaskId(task_id), self.clock.now_s(), self.clock.lease_s()
             )
@@ -258,14 +272,14 @@ class Host:
 
     def cancel(self, task_id: str, by: str) -> None:
         self.task(task_id)
-        with self._lock:
+        with self.lock:
             self.tree.root.accept(CancelRequested(TaskId(task_id), by))
             self.step()
 
     def events(self, task_id: str, after: int = 0) -> list[dict[str, Any]]:
         """The task's facts at the top board, oldest first."""
         self.task(task_id)
-        with self._lock:
+        with self.lock:
             rows = self.store.facts_of(task_id, after=after)
         return [
             {
@@ -297,7 +311,7 @@ class Host:
         return sorted(found, key=lambda path: int(path.name.rsplit("-", 1)[1]))
 
     def progress(self, task_id: str) -> list[tuple[float, TaskProgress]]:
-        with self._lock:
+        with self.lock:
             rows = self.store.facts_of(task_id, ["task_progress"])
         found = []
         for _, at_s, body in rows:
@@ -307,7 +321,7 @@ class Host:
         return found
 
     def exits(self, task_id: str) -> list[TaskExited]:
-        with self._lock:
+        with self.lock:
             rows = self.store.facts_of(task_id, ["task_exited"])
         found = []
         for _, _, body in rows:
@@ -319,11 +333,11 @@ class Host:
     # ---- money -----------------------------------------------------------------------------------------------------
 
     def balances(self) -> dict[str, int]:
-        with self._lock:
+        with self.lock:
             return {account: balance for account, _currency, balance in self.store.balances()}
 
     def ledger_sum(self) -> int:
-        with self._lock:
+        with self.lock:
             return sum(check_balances(self.store.balances()).values())
 
     def bill(self, task_id: str) -> Receipt:
@@ -341,7 +355,7 @@ class Host:
 
     def charged(self, task_id: str) -> int:
         """What the ledger took for the task: must equal the receipt."""
-        with self._lock:
+        with self.lock:
             rows = self.store.postings_about(task_id)
         return sum(amount for _key, account, amount, _currency in rows if account.startswith("provider/"))
 
@@ -351,36 +365,6 @@ class Host:
             path.touch(0o600)
             path.write_bytes(secrets.token_bytes(32))
         return hmac.new(path.read_bytes(), body, hashlib.sha256).hexdigest()
-
-    def boards(self) -> list[dict[str, Any]]:
-        """Every board with its pools: devices, free, tariff."""
-        with self._lock:
-            out = []
-            for spec in self.site.root.walk():
-                state = self.tree.controllers[spec.board].state
-                pools = []
-                for pool in spec.pools:
-                    held = sum(
-                        need.devices
-                        for task in state.tasks.values()
-                        if task.engine is not None
-                        for need in task.needs
-                        if need.chip_class == pool.chip_class
-                    )
-                    pools.append(
-                        {
-                            "chip_class": pool.chip_class,
-                            "devices": pool.devices,
-                            "free": pool.devices - held,
-                            "tariff_micro_cny_per_device_hour": pool.tariff_micro_cny_per_device_hour,
-                            "train_flops_per_s": pool.probe.train_flops_per_s if pool.probe else None,
-                        }
-                    )
-                children = [child.board for child in spec.children]
-                out.append(
-                    {"board": spec.board, "children": children, "pools": pools, "tasks": len(state.tasks)}
-                )
-            return out
 
 
 def plan_on(site: Site, task: Task) -> Plan:

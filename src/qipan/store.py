@@ -194,6 +194,14 @@ class Store:
             "SELECT now_s, verdict, text FROM reasons WHERE task_id = ? ORDER BY tick, rowid", (task_id,)
         ).fetchall()
 
+    def reasons_before(self, now_s: float, row: int, most: int) -> list[tuple[int, float, str, str, str]]:
+        """(row, now_s, task, verdict, text), newest first: those earlier than `now_s`, or then with a smaller row."""
+        return self._db.execute(
+            "SELECT rowid, now_s, task_id, verdict, text FROM reasons WHERE now_s < ? OR (now_s = ? AND rowid < ?)"
+            " ORDER BY rowid DESC LIMIT ?",
+            (now_s, now_s, row, most),
+        ).fetchall()
+
     def reports_after(self, seq: int, most: int = 1000) -> list[tuple[int, bytes]]:
         return self._db.execute(
             "SELECT seq, body FROM reports WHERE seq > ? ORDER BY seq LIMIT ?", (seq, most)

@@ -22,6 +22,7 @@ from qipan.events import TaskExited, TaskProgress
 from qipan.host import plan_on, verify_store
 from qipan.planner import Plan
 from qipan.quantities import format_duration
+from qipan.views import boards
 from qipan.workload import Task
 from qipan.workload.parse import load_task
 from qipan.workload.site import Site
@@ -63,7 +64,7 @@ class Demo:
         self.running.start()
         host = self.running.host
         if not self.json:
-            tables.print_boards(host.boards())
+            tables.print_boards(msgspec.to_builtins(boards(host, lambda _tenant: True)))
         poems, urgent = load_task(_example("train-poems.yaml")), load_task(_example("poems-urgent.yaml"))
         plan = self._show_plan(poems)
         first, _ = host.submit(poems)

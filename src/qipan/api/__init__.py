@@ -1,0 +1,6 @@
+"""The public API: HTTP over a Unix socket with a token."""
+
+from qipan.api.app import Server, make_app
+from qipan.api.gate import tenant_token
+
+__all__ = ["Server", "make_app", "tenant_token"]

@@ -1,0 +1,334 @@
+"""The routes.  Each answers what its shape says; every refusal is a problem (`problem.py`)."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import AsyncIterator, Callable
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import uvicorn
+from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
+from fastapi import Path as InPath
+from fastapi.responses import StreamingResponse
+from starlette.concurrency import run_in_threadpool
+
+from qipan import __version__, views
+from qipan.api import shapes
+from qipan.api.gate import CALLER, Caller, Gate
+from qipan.api.problem import KINDS, Problem, describe_problems, handle_errors, name_of
+from qipan.api.shapes import Answer, Submission, page, read_cursor, read_submission, write_cursor
+from qipan.catalogue import load_catalogue
+from qipan.errors import InvalidInput, NotAllowed, NotFound
+from qipan.host import Host, TaskView
+from qipan.planner import Plan
+from qipan.workload import Task
+from qipan.workload.files import read_text
+from qipan.workload.imports import Directive
+
+LIMIT, LIMIT_MAX = 200, 1000
+FOLLOW_S = 0.5
+OVER = ("done", "failed", "cancelled")
+ERRORS: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem} for status in (400, 401, 402, 403, 404, 413, 422, 500)
+}
+BODY = {
+    "requestBody": {
+        "required": True,
+        "content": {"application/json": {"schema": {
+            "type": "object", "required": ["text"], "additionalProperties": False,
+            "properties": {
+                "text": {"type": "string", "description": "the task file, Qipan's or another tool's"},
+                "file": {"type": "string", "default": "task.yaml", "description": "its name, for messages"},
+                "workdir": {"type": "string", "default": "", "description": "where its relative paths begin"},
+                "key": {"type": ["string", "null"], "default": None, "description": "the same key submits once"},
+            },
+        }}},
+    }
+}  # fmt: skip
+
+TaskName = Annotated[str, InPath(max_length=100)]
+Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX)]
+Cursor = Annotated[str | None, Query(max_length=300)]
+After = Annotated[int, Query(ge=0, le=2**53)]
+
+
+def caller_of(request: Request) -> Caller:
+    found: Caller = request.scope[CALLER]
+    return found
+
+
+async def submission_of(request: Request) -> Submission:
+    return read_submission(await request.body())
+
+
+Who = Annotated[Caller, Depends(caller_of)]
+Body = Annotated[Submission, Depends(submission_of)]
+
+
+def make_app(host: Host, token: str) -> FastAPI:
+    api = FastAPI(
+        title="Qipan", version=__version__, docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json",
+        description="Tasks, boards, prices and money. Errors are problem details whose `code` is the command line's exit code.",
+    )  # fmt: skip
+    handle_errors(api)
+    api.include_router(about_tasks(host), prefix="/v1/tasks", tags=["tasks"], responses=ERRORS)
+    api.include_router(about_supply(host), prefix="/v1", tags=["supply"], responses=ERRORS)
+    api.include_router(about_money(host), prefix="/v1", tags=["money"], responses=ERRORS)
+    api.add_middleware(Gate, token=token)
+    plain = api.openapi
+
+    def openapi() -> dict[str, Any]:
+        if api.openapi_schema is None:
+            describe_problems(plain())
+        assert api.openapi_schema is not None
+        return api.openapi_schema
+
+    api.openapi = openapi  # type: ignore[method-assign]
+    return api
+
+
+def about_tasks(host: Host) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("", response_model=shapes.Tasks)
+    def tasks(
+        who: Who,
+        limit: Limit = LIMIT,
+        cursor: Cursor = None,
+        state: Annotated[str, Query(max_length=40)] = "",
+        newest_first: bool = False,
+    ) -> Answer:
+        views_ = [view for view in host.tasks() if who.sees(view.tenant) and state in ("", view.state)]
+        found, after = page(views_[::-1] if newest_first else views_, "task_id", limit, cursor)
+        return Answer({"tasks": found, "next": after})
+
+    @routes.post("", status_code=201, response_model=shapes.Submitted, openapi_extra=BODY)
+    async def submit(
+        who: Who, body: Body, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
+    ) -> Answer:
+        task, directives = await run_in_threadpool(own_task, host, who, body)
+        key = one_key(who, body.key, idempotency_key)
+        task_id, chosen = await run_in_threadpool(host.submit, task, key)
+        return Answer({"task_id": task_id, "plan": chosen, "directives": directives}, 201)
+
+    @routes.get("/{task_id}", response_model=TaskView)
+    def task(who: Who, task_id: TaskName) -> Answer:
+        return Answer(seen(host, who, task_id))
+
+    @routes.get("/{task_id}/plan", response_model=Plan)
+    def submitted_plan(who: Who, task_id: TaskName) -> Answer:
+        return Answer(host.submitted_plan(seen(host, who, task_id).task_id))
+
+    @routes.get("/{task_id}/why", response_model=shapes.Why)
+    def why(who: Who, task_id: TaskName) -> Answer:
+        return Answer(host.why(seen(host, who, task_id).task_id))
+
+    @routes.get("/{task_id}/logs", response_model=shapes.Logs)
+    def logs(who: Who, task_id: TaskName, after: After = 0) -> Answer:
+        return Answer(host.logs(seen(host, who, task_id).task_id, after))
+
+    @routes.get("/{task_id}/events", response_model=shapes.Events)
+    def events(who: Who, task_id: TaskName, after: After = 0) -> Answer:
+        return Answer({"events": host.events(seen(host, who, task_id).task_id, after)})
+
+    @routes.get("/{task_id}/stream", response_class=StreamingResponse,
+                responses={200: {"content": {"text/event-stream": {}}}})  # fmt: skip
+    async def stream(
+        who: Who, task_id: TaskName, after: After = 0, last_event_id: Annotated[str, Header(max_length=20)] = ""
+    ) -> StreamingResponse:  # fmt: skip
+        """Server-sent events until the task is over: `fact` (its id can be resumed from), `logs`, `task`."""
+        name = (await run_in_threadpool(seen, host, who, task_id)).task_id
+        first = int(last_event_id) if last_event_id.isascii() and last_event_id.isdigit() else after
+        return StreamingResponse(
+            follow(host, name, min(first, 2**53)), media_type="text/event-stream", headers={"cache-control": "no-store"}
+        )  # fmt: skip
+
+    @routes.post("/{task_id}/cancel", response_model=shapes.Cancelled)
+    def cancel(who: Who, task_id: TaskName) -> Answer:
+        host.cancel(seen(host, who, task_id).task_id, who.tenant or "the user")
+        return Answer({"task_id": task_id})
+
+    @routes.get("/{task_id}/bill", response_model=shapes.Bill)
+    def bill(who: Who, task_id: TaskName) -> Answer:
+        name = seen(host, who, task_id).task_id
+        return Answer({"receipt": host.bill(name), "charged_micro_cny": host.charged(name)})
+
+    @routes.get("/{task_id}/cost", response_model=views.Cost)
+    def cost(who: Who, task_id: TaskName) -> Answer:
+        return Answer(views.cost(host, seen(host, who, task_id).task_id))
+
+    return routes
+
+
+def about_supply(host: Host) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/health", response_model=shapes.Health)
+    async def health() -> Answer:
+        return Answer({"status": "ok", "board": host.site.root.board})
+
+    @routes.post("/plan", response_model=Plan, openapi_extra=BODY)
+    async def plan(who: Who, body: Body) -> Answer:
+        task, _ = await run_in_threadpool(own_task, host, who, body)
+        return Answer(await run_in_threadpool(host.plan, task))
+
+    @routes.get("/boards", response_model=shapes.Boards)
+    def boards(who: Who) -> Answer:
+        return Answer({"boards": views.boards(host, who.sees)})
+
+    @routes.get("/prices", response_model=shapes.Prices)
+    def prices() -> Answer:
+        return Answer({"prices": views.prices(host), "tariff_version": host.site.tariff_version})
+
+    @routes.get("/chips", response_model=shapes.Chips)
+    def chips(limit: Limit = LIMIT, cursor: Cursor = None) -> Answer:
+        found, after = page(chip_views(), "chip_class", limit, cursor)
+        return Answer({"chips": found, "next": after})
+
+    @routes.get("/decisions", response_model=shapes.Decisions)
+    def decisions(who: Who, limit: Limit = LIMIT, cursor: Cursor = None) -> Answer:
+        """Newest first.  A page may hold fewer than `limit`: other tenants' decisions are left out."""
+        before = read_cursor(cursor, views.After) if cursor is not None else None
+        found, after = views.decisions(host, limit, before, visible(host, who))
+        return Answer({"decisions": found, "next": write_cursor(after) if after else None})
+
+    @routes.get("/problems/{name}", response_model=shapes.ProblemKind)
+    def problem_kind(name: Annotated[str, InPath(max_length=40)]) -> Answer:
+        for kind, (status, meaning) in KINDS.items():
+            if name_of(kind) == name:
+                return Answer(shapes.ProblemKind(name, kind.exit_code, status, meaning))
+        raise NotFound(f"no kind of problem {name!r}; there are: {', '.join(map(name_of, KINDS))}")
+
+    return routes
+
+
+def about_money(host: Host) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/ledger", response_model=shapes.Ledger)
+    def ledger(who: Who) -> Answer:
+        """A tenant sees its own account; the sum is always of all accounts."""
+        shown = {
+            account: balance
+            for account, balance in host.balances().items()
+            if not who.tenant or account == f"tenant/{who.tenant}"
+        }
+        return Answer({"balances_micro_cny": shown, "sum_micro_cny": host.ledger_sum()})
+
+    @routes.get("/bills", response_model=shapes.Bills)
+    def bills(who: Who, limit: Limit = LIMIT, cursor: Cursor = None) -> Answer:
+        """Newest first."""
+        tasks = [view for view in reversed(host.tasks()) if who.sees(view.tenant)]
+        found, after = page(tasks, "task_id", limit, cursor)
+        return Answer({"bills": [views.bill(host, view.task_id) for view in found], "next": after})
+
+    return routes
+
+
+def seen(host: Host, who: Caller, task_id: str) -> TaskView:
+    """The task, when the caller may know of it.  A foreign tenant's is as absent as one that never was."""
+    try:
+        view = host.task(task_id)
+    except NotFound:
+        view = None
+    if view is None or not who.sees(view.tenant):
+        known = ", ".join([view.task_id for view in host.tasks() if who.sees(view.tenant)][-5:]) or "none"
+        raise NotFound(f"no task {task_id!r}; the latest are: {known}")
+    return view
+
+
+def own_task(host: Host, who: Caller, body: Submission) -> tuple[Task, list[Directive]]:
+    """The submitted task, its tenant taken from the token.  Raises NotAllowed when the file names another's."""
+    task, directives = read_text(body.text, body.file, body.workdir)
+    if not who.tenant:
+        return task, directives
+    if task.tenant not in ("", who.tenant):
+        raise NotAllowed(
+            f"the token is {who.tenant}'s, the task says tenant {task.tenant}; leave `tenant` out"
+        )
+    return replace(task, tenant=who.tenant), directives
+
+
+def one_key(who: Caller, in_body: str | None, in_header: str | None) -> str | None:
+    """The idempotency key; a tenant's keys are its own.  Raises InvalidInput."""
+    given = {key for key in (in_body, in_header) if key is not None}
+    if len(given) > 1:
+        raise InvalidInput("the body's key and the header Idempotency-Key differ; give one")
+    if not given:
+        return None
+    key = given.pop()
+    if not 0 < len(key) <= shapes.KEY_CHARACTERS_MAX:
+        raise InvalidInput(f"the key has {len(key)} characters; give 1 to {shapes.KEY_CHARACTERS_MAX}")
+    return f"{who.tenant}/{key}" if who.tenant else key
+
+
+def visible(host: Host, who: Caller) -> Callable[[str], bool]:
+    if not who.tenant:
+        return lambda _task_id: True
+    own = {view.task_id for view in host.tasks() if who.sees(view.tenant)}
+    return own.__contains__
+
+
+@cache
+def chip_views() -> list[shapes.ChipView]:
+    return [
+        shapes.ChipView(
+            chip.chip_class, chip.vendor, chip.model, chip.kind, chip.stack, chip.memory_bytes.value,
+            chip.memory_bytes_per_s.value, {name: peak.value for name, peak in chip.peak_flops_per_s.items()},
+            chip.devices_per_node, chip.memory_bytes.confidence,
+        )
+        for _, chip in sorted(load_catalogue().chips.items())
+    ]  # fmt: skip
+
+
+async def follow(host: Host, task_id: str, after: int) -> AsyncIterator[bytes]:
+    """What is new about a task, twice a second, until it is over."""
+    printed, last = 0, b""
+    while True:
+        view = await run_in_threadpool(host.task, task_id)
+        for event in await run_in_threadpool(host.events, task_id, after):
+            after = event["fact_id"]
+            yield sent("fact", event, after)
+        logs = await run_in_threadpool(host.logs, task_id, printed)
+        printed = logs["next"]
+        if logs["text"]:
+            yield sent("logs", logs)
+        if (now := msgspec.json.encode(view)) != last:
+            last = now
+            yield sent("task", view)
+        if view.state in OVER:
+            return
+        await asyncio.sleep(FOLLOW_S)
+
+
+def sent(event: str, value: object, number: int | None = None) -> bytes:
+    """One server-sent event; JSON holds no line break."""
+    name = f"id: {number}\n" if number is not None else ""
+    return f"{name}event: {event}\ndata: ".encode() + msgspec.json.encode(value) + b"\n\n"
+
+
+class Server:
+    """Serves a host on `path` in a thread of its own."""
+
+    def __init__(self, host: Host, path: Path, token: str) -> None:
+        path.unlink(missing_ok=True)
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        self._socket.bind(str(path))
+        path.chmod(0o600)
+        config = uvicorn.Config(
+            make_app(host, token), log_level="warning", lifespan="off", timeout_graceful_shutdown=2
+        )
+        self._server = uvicorn.Server(config)
+        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._server.should_exit = True
+        self._thread.join(5)
+        self._socket.close()

@@ -1,0 +1,242 @@
+"""What the API takes and answers, for its OpenAPI document, and how an answer leaves: JSON with an entity tag."""
+
+import base64
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import msgspec
+from fastapi import Request, Response
+from starlette.types import Receive, Scope, Send
+
+from qipan.errors import InvalidInput
+from qipan.host import TaskView
+from qipan.leases import Receipt
+from qipan.planner import Plan
+from qipan.views import BoardView, BookedTask, Price, Told
+from qipan.workload.imports import Directive
+
+T = TypeVar("T")
+KEY_CHARACTERS_MAX = 200
+
+
+class Submission(msgspec.Struct, forbid_unknown_fields=True):
+    """`text` is the task file; `file` and `workdir` say where it stood; the same `key` submits once."""
+
+    text: str
+    file: str = "task.yaml"
+    workdir: str = ""
+    key: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    status: str
+    board: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submitted:
+    """`directives`: for another tool's file, what became of each."""
+
+    task_id: str
+    plan: Plan
+    directives: tuple[Directive, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Tasks:
+    """`next`: give it as `cursor` for what follows; null at the end."""
+
+    tasks: tuple[TaskView, ...]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    constraint: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class WhyDecision:
+    at_s: float
+    board: str
+    verdict: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Why:
+    task_id: str
+    state: str
+    decisions: tuple[WhyDecision, ...]
+    waiting: tuple[Waiting, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Logs:
+    """`next`: give it as `after` for what follows."""
+
+    text: str
+    next: int
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    fact_id: int
+    at_s: float
+    kind: str
+    fact: dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Events:
+    events: tuple[Event, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Cancelled:
+    task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Bill:
+    receipt: Receipt
+    charged_micro_cny: int
+
+
+@dataclass(frozen=True, slots=True)
+class Bills:
+    bills: tuple[BookedTask, ...]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Boards:
+    boards: tuple[BoardView, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    prices: tuple[Price, ...]
+    tariff_version: str
+
+
+@dataclass(frozen=True, slots=True)
+class ChipView:
+    """Per schedulable device."""
+
+    chip_class: str
+    vendor: str
+    model: str
+    kind: str
+    stack: str
+    memory_bytes: float
+    memory_bytes_per_s: float
+    peak_flops_per_s: dict[str, float]
+    devices_per_node: int
+    confidence: str
+
+
+@dataclass(frozen=True, slots=True)
+class Chips:
+    chips: tuple[ChipView, ...]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Decisions:
+    decisions: tuple[Told, ...]
+    next: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Ledger:
+    balances_micro_cny: dict[str, int]
+    sum_micro_cny: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProblemKind:
+    name: str
+    code: int
+    status: int
+    meaning: str
+
+
+class Answer(Response):
+    """A JSON answer with an entity tag: whoever names the tag again gets 304 and no body."""
+
+    def __init__(self, value: object, status: int = 200) -> None:
+        super().__init__(msgspec.json.encode(value), status, media_type="application/json")
+        self.tag = f'"{hashlib.blake2b(bytes(self.body), digest_size=12).hexdigest()}"'
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["method"] == "GET":
+            self.headers["etag"] = self.tag
+            self.headers["cache-control"] = "private, no-cache"
+            known = Request(scope).headers.get("if-none-match", "")
+            if self.tag in [tag.strip().removeprefix("W/") for tag in known.split(",")]:
+                headers = {"etag": self.tag, "cache-control": "private, no-cache"}
+                await Response(status_code=304, headers=headers)(scope, receive, send)
+                return
+        await super().__call__(scope, receive, send)
+
+
+def read_submission(body: bytes) -> Submission:
+    """Raises InvalidInput, also for a key that stands twice and for NaN, which other readers let pass."""
+    try:
+        value = json.loads(body, object_pairs_hook=_once, parse_constant=_no_constant)
+        found = msgspec.convert(value, type=Submission)
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        raise InvalidInput(
+            f"the body is not a submission: {error}; send {{text, file, workdir, key}}"
+        ) from None
+    if any("\x00" in text for text in (found.file, found.workdir, found.key or "")):
+        raise InvalidInput("the body holds a zero byte in file, workdir or key; remove it")
+    return found
+
+
+def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a key stands twice; keep one")
+    return found
+
+
+def _no_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
+
+
+def page(items: Sequence[T], key: str, limit: int, cursor: str | None) -> tuple[Sequence[T], str | None]:
+    """The `limit` items after the cursor, and the cursor after them.  `key` names the attribute (a text) by which
+    the items are told apart; an item that has gone since ends the list with InvalidInput."""
+    start = 0
+    if cursor is not None:
+        last = read_cursor(cursor, str)
+        places = [number for number, item in enumerate(items) if getattr(item, key) == last]
+        if not places:
+            raise InvalidInput(f"cursor {cursor[:80]!r} names nothing in this list; begin without one")
+        start = places[0] + 1
+    found = items[start : start + limit]
+    more = start + limit < len(items)
+    return found, write_cursor(getattr(found[-1], key)) if more and found else None
+
+
+def write_cursor(value: object) -> str:
+    return base64.urlsafe_b64encode(msgspec.json.encode(value)).decode().rstrip("=")
+
+
+def read_cursor(cursor: str, kind: Any) -> Any:
+    """Raises InvalidInput."""
+    try:
+        return msgspec.json.decode(
+            base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)), type=kind, strict=True
+        )
+    except ValueError:
+        raise InvalidInput(
+            f"cursor {cursor[:80]!r} is none of this server; begin the list without one"
+        ) from None

@@ -1,0 +1,201 @@
+"""What people see of the boards beside a task: squares, prices, decisions, costs.  Reads a host, changes nothing."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from qipan.controller import fact_of
+from qipan.events import TaskSubmitted
+from qipan.host import Host
+from qipan.leases import AskStep, TaskId, Usage
+from qipan.ledger import make_receipt
+from qipan.scheduler import Moment, State
+from qipan.scheduler.asks import asks_of
+
+Sees = Callable[[str], bool]  # tenant -> whether the caller may know of it
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """`task_id` and `tenant` are empty when the task is another tenant's."""
+
+    task_id: str
+    tenant: str
+    devices: int
+
+
+@dataclass(frozen=True, slots=True)
+class PoolView:
+    chip_class: str
+    devices: int
+    free: int
+    tariff_micro_cny_per_device_hour: int
+    train_flops_per_s: float | None
+    holders: tuple[Holder, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class BoardView:
+    """`tasks`: live ones; where it stands is known when the site file says so."""
+
+    board: str
+    children: tuple[str, ...]
+    pools: tuple[PoolView, ...]
+    tasks: int
+    region: str
+    longitude: float | None
+    latitude: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """`asks`: at which shadow price how many devices more would be given to a new task, cheapest first."""
+
+    board: str
+    chip_class: str
+    site: str
+    devices: int
+    largest_gang: int
+    tariff_micro_cny_per_device_hour: int
+    asks: tuple[AskStep, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Told:
+    """One decision about one task."""
+
+    at_s: float
+    board: str
+    task_id: str
+    verdict: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """`spent` counts what runs now up to its newest report; `planned` is of the option chosen at submission."""
+
+    task_id: str
+    spent_micro_cny: int
+    hold_micro_cny: int
+    planned_p50_micro_cny: int
+    planned_p90_micro_cny: int
+
+
+@dataclass(frozen=True, slots=True)
+class BookedTask:
+    """A task's receipt against what the ledger took: `agrees` when they are one."""
+
+    task_id: str
+    tenant: str
+    outcome: str
+    cost_micro_cny: int
+    charged_micro_cny: int
+    agrees: bool
+
+
+def boards(host: Host, sees: Sees) -> list[BoardView]:
+    """Parents first."""
+    with host.lock:
+        views = []
+        for spec in host.site.root.walk():
+            state = host.tree.controllers[spec.board].state
+            pools = []
+            for pool in spec.pools:
+                holders = _holders(state, pool.chip_class, sees)
+                pools.append(
+                    PoolView(
+                        pool.chip_class,
+                        pool.devices,
+                        pool.devices - sum(holder.devices for holder in holders),
+                        pool.tariff_micro_cny_per_device_hour,
+                        pool.probe.train_flops_per_s if pool.probe else None,
+                        holders,
+                    )
+                )
+            children = tuple(str(child.board) for child in spec.children)
+            views.append(
+                BoardView(
+                    spec.board, children, tuple(pools), len(state.tasks), spec.region, spec.longitude, spec.latitude
+                )
+            )  # fmt: skip
+        return views
+
+
+def _holders(state: State, chip_class: str, sees: Sees) -> tuple[Holder, ...]:
+    found = []
+    for task_id, task in sorted(state.tasks.items()):
+        held = sum(need.devices for need in task.needs if need.chip_class == chip_class)
+        if task.engine is not None and held:
+            tenant = task.order.tenant
+            found.append(Holder(task_id, tenant, held) if sees(tenant) else Holder("", "", held))
+    return tuple(found)
+
+
+def prices(host: Host) -> list[Price]:
+    """Every board's offers, parents first."""
+    with host.lock:
+        moment = Moment(host.clock.now_s(), host.clock.lease_s())
+        return [
+            Price(
+                spec.board, offer.chip_class, offer.site or spec.board, offer.devices, offer.largest_gang,
+                offer.tariff_micro_cny_per_device_hour, offer.asks,
+            )
+            for spec in host.site.root.walk()
+            for offer in asks_of(host.tree.controllers[spec.board].state, moment)
+        ]  # fmt: skip
+
+
+After = tuple[float, str, int]  # (now_s, board, row) of the last one seen
+
+
+def decisions(
+    host: Host, limit: int, after: After | None, visible: Callable[[str], bool]
+) -> tuple[list[Told], After | None]:
+    """The decisions of all boards, newest first, `limit` of them after `after`, and where they end (None: no more)."""
+    with host.lock:
+        rows = []
+        for board, store in host.stores.items():
+            bound = _bound(str(board), after)
+            for row, at_s, task_id, verdict, text in store.reasons_before(*bound, limit + 1):
+                rows.append(((at_s, str(board), row), Told(at_s, board, task_id, verdict, text)))
+    rows.sort(key=lambda entry: entry[0], reverse=True)
+    found = rows[:limit]
+    told = [entry for _, entry in found if visible(entry.task_id)]
+    return told, found[-1][0] if len(rows) > limit else None
+
+
+def _bound(board: str, after: After | None) -> tuple[float, int]:
+    """(now_s, row): this board's decisions at an earlier time, or then with a smaller row, come after `after`."""
+    if after is None:
+        return float("inf"), 0
+    now_s, last_board, row = after
+    return now_s, row if board == last_board else 2**62 if board < last_board else 0
+
+
+def cost(host: Host, task_id: str) -> Cost:
+    view = host.task(task_id)
+    usages: dict[int, Usage] = {fact.attempt: fact.usage for _, fact in host.progress(task_id)}
+    usages |= {fact.attempt: fact.usage for fact in host.exits(task_id)}
+    so_far = make_receipt(
+        TaskId(task_id), view.tenant, usages.values(), host.tariff.of, view.state, 0.0, lambda _body: ""
+    )
+    plan = host.submitted_plan(task_id)
+    chosen = next((option for option in plan.options if option.option_id == plan.chosen), plan.options[0])
+    return Cost(
+        task_id, so_far.cost_micro_cny, _hold(host, task_id), chosen.cost_p50_micro_cny, chosen.cost_p90_micro_cny
+    )  # fmt: skip
+
+
+def _hold(host: Host, task_id: str) -> int:
+    """What was set aside when the task was submitted."""
+    with host.lock:
+        rows = host.store.facts_of(task_id, ["task_submitted"])
+    holds = [fact.hold_micro_cny for _, _, body in rows if isinstance(fact := fact_of(body), TaskSubmitted)]
+    return holds[0] if holds else 0
+
+
+def bill(host: Host, task_id: str) -> BookedTask:
+    receipt, charged = host.bill(task_id), host.charged(task_id)
+    return BookedTask(
+        task_id, receipt.tenant, receipt.outcome, receipt.cost_micro_cny, charged, receipt.cost_micro_cny == charged
+    )  # fmt: skip

@@ -1,0 +1,140 @@
+"""The public API: pages, tags, keys, tenants, problems."""
+
+import base64
+import json
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from api_site import TINY, TOKEN, caller, served, submit
+from qipan.api import tenant_token
+from qipan.host import Host
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    with served(tmp_path_factory.mktemp("s")) as host:
+        with caller(host) as client:
+            for _ in range(5):
+                assert submit(client).status_code == 201
+        host.step()
+        yield host
+
+
+@pytest.fixture(scope="module")
+def api(host: Host) -> Iterator[httpx.Client]:
+    with caller(host) as client:
+        yield client
+
+
+def paged(api: httpx.Client, path: str, what: str, limit: int) -> list[object]:
+    found, cursor = [], {}
+    while True:
+        answer = api.get(path, params={"limit": limit, **cursor}).json()
+        found += answer[what]
+        assert len(answer[what]) <= limit
+        if answer["next"] is None:
+            return found
+        cursor = {"cursor": answer["next"]}
+
+
+@pytest.mark.parametrize("what", ["tasks", "bills", "decisions", "chips"])
+def test_small_pages_joined_are_the_whole_list(api, what):
+    whole = paged(api, f"/{what}", what, 1000)
+    assert len(whole) >= 5
+    assert paged(api, f"/{what}", what, 2) == whole
+
+
+def test_a_task_submitted_between_two_pages_moves_nothing(api):
+    first = api.get("/tasks", params={"limit": 2}).json()
+    submit(api)
+    second = api.get("/tasks", params={"limit": 2, "cursor": first["next"]}).json()
+    assert [task["task_id"] for task in second["tasks"]] == ["tiny-3", "tiny-4"]
+
+
+def test_a_tag_named_again_saves_the_body(api):
+    first = api.get("/chips")
+    again = api.get("/chips", headers={"if-none-match": f'"other", W/{first.headers["etag"]}'})
+    assert (again.status_code, again.content) == (304, b"")
+    assert api.get("/chips", headers={"if-none-match": '"other"'}).status_code == 200
+
+
+def test_the_same_key_submits_once_and_never_another_task(api):
+    first = submit(api, TINY, key="k1")
+    again = api.post("/tasks", json={"text": TINY}, headers={"idempotency-key": "k1"})
+    assert first.json()["task_id"] == again.json()["task_id"]
+    other = submit(api, TINY.replace("sleep 60", "sleep 61"), key="k1")
+    assert (other.status_code, other.json()["title"]) == (400, "InvalidInput")
+
+
+def test_a_tenant_sees_its_own_tasks_and_money_only(host, api):
+    mine = submit(api).json()["task_id"]
+    with (
+        caller(host, tenant_token(TOKEN, "poets")) as poets,
+        caller(host, tenant_token(TOKEN, "rivals")) as rivals,
+    ):
+        assert poets.get(f"/tasks/{mine}").status_code == 200
+        assert list(poets.get("/ledger").json()["balances_micro_cny"]) == ["tenant/poets"]
+        for path in ("", "/why", "/logs", "/events", "/bill", "/cost", "/plan", "/stream"):
+            assert rivals.get(f"/tasks/{mine}{path}").status_code == 404, path
+        assert rivals.post(f"/tasks/{mine}/cancel").status_code == 404
+        assert rivals.get("/tasks").json()["tasks"] == []
+        assert rivals.get("/bills").json()["bills"] == []
+        assert rivals.get("/decisions").json()["decisions"] == []
+        assert mine not in rivals.get("/boards").text
+        assert submit(rivals).status_code == 403, "the file names another tenant"
+
+
+def test_who_holds_what_is_told_and_adds_up(host, api):
+    host.step()
+    pools = [pool for board in api.get("/boards").json()["boards"] for pool in board["pools"]]
+    assert sum(pool["devices"] - pool["free"] for pool in pools) > 0
+    for pool in pools:
+        assert pool["devices"] - pool["free"] == sum(holder["devices"] for holder in pool["holders"])
+
+
+@pytest.mark.parametrize(
+    ("request_", "status", "code", "name"),
+    [
+        (("GET", "/tasks/nobody"), 404, 102, "not-found"),
+        (("GET", "/nowhere"), 404, 102, "not-found"),
+        (("DELETE", "/tasks"), 405, 2, "invalid-input"),
+        (("GET", "/tasks?limit=0"), 400, 2, "invalid-input"),
+        (("GET", "/tasks?cursor=!!"), 400, 2, "invalid-input"),
+    ],
+)
+def test_every_error_is_a_problem_with_the_exit_code(api, request_, status, code, name):
+    answer = api.request(*request_)
+    body = answer.json()
+    assert answer.headers["content-type"] == "application/problem+json"
+    assert (answer.status_code, body["status"], body["code"]) == (status, status, code)
+    assert api.get(body["type"].removeprefix("/v1")).json()["name"] == name
+
+
+def test_infeasible_and_too_dear_tasks_have_their_own_codes(api):
+    nowhere = submit(api, TINY.replace("max_cost", "chips: [sim/zz], max_cost"))
+    assert (nowhere.status_code, nowhere.json()["code"]) == (422, 104)
+    dear = submit(api, TINY.replace("1 CNY", "5000 CNY"))
+    assert (dear.status_code, dear.json()["code"]) == (402, 105)
+
+
+def test_the_stream_tells_facts_and_ends_with_the_task(host, api):
+    name = submit(api).json()["task_id"]
+    api.post(f"/tasks/{name}/cancel")
+    host.step()
+    lines = api.get(f"/tasks/{name}/stream").text.splitlines()
+    kinds = [json.loads(line[6:]).get("kind") for line in lines if line.startswith("data: ")]
+    assert kinds[0] == "task_submitted"
+    assert "cancel_requested" in kinds
+    assert '"state":"cancelled"' in lines[-2]
+    first = next(line[4:] for line in lines if line.startswith("id: "))
+    resumed = api.get(f"/tasks/{name}/stream", headers={"last-event-id": first}).text
+    assert "task_submitted" not in resumed
+    assert "cancel_requested" in resumed
+
+
+def test_a_cursor_of_another_list_is_refused(api):
+    forged = base64.urlsafe_b64encode(b'["now",1,{}]').decode()
+    assert api.get("/decisions", params={"cursor": forged}).status_code == 400
+    assert api.get("/tasks", params={"cursor": forged}).status_code == 400
