@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from qipan.client import Client
+from qipan.client import Client, Task
 from qipan.clock import named_random
 from qipan.errors import Unreachable
 from qipan.host import verify_store
@@ -66,7 +66,7 @@ class Killed:
 
     def submit(self, count: int) -> None:
         for i in range(count):
-            self._once(lambda i=i: Client(self.store).submit(self.task, "tiny.yaml", "", f"key-{i}"))
+            self._once(lambda i=i: Client(self.store).submit(Task(self.task, "tiny.yaml"), f"key-{i}"))
 
     def states(self) -> dict[str, str]:
         tasks = self._once(lambda: Client(self.store).call("GET", "/tasks"))

@@ -1,17 +1,43 @@
-"""The client of the public API: what the command line uses."""
+"""The client of the public API: what the command line, the console and other people's programs use.
+
+task = qipan.Task.from_yaml("examples/tiny.yaml")
+client = qipan.Client()
+print(client.plan(task).options[0].cost_p50_micro_cny)
+job = client.submit(task)
+print(job.wait()["state"], job.cost()["spent_micro_cny"])
+"""
 
 import hashlib
+import json
+import os
 import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import httpx
+import msgspec
 
 from qipan.errors import Infeasible, InvalidInput, NotAllowed, NotFound, OverLimit, QipanError, Unreachable
+from qipan.planner import Plan
+from qipan.workload.files import read_file, read_text
 
 ERRORS: dict[int, type[QipanError]] = {
     2: InvalidInput, 102: NotFound, 104: Infeasible, 105: OverLimit, 106: Unreachable, 107: NotAllowed,
 }  # fmt: skip
+OVER = ("done", "failed", "cancelled")
+PAGE = 500
+POLL_S = 0.3
+TIMEOUT_S = 60.0
+
+
+def default_store() -> Path:
+    """QIPAN_STORE, then the user's state folder."""
+    import platformdirs
+
+    return Path(os.environ.get("QIPAN_STORE") or platformdirs.user_state_path("qipan") / "store")
 
 
 def socket_path(folder: Path) -> Path:
@@ -23,34 +49,165 @@ def socket_path(folder: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"qipan-{name}.sock"
 
 
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A task file as it is handed in; it was checked when it was read.  `file` and `workdir` say where it stood."""
+
+    text: str
+    file: str = "task.yaml"
+    workdir: str = ""
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> "Task":
+        """A task file, Qipan's or another tool's.  Raises NotFound, InvalidInput with line and column."""
+        path = Path(path)
+        read_file(path)
+        return cls(path.read_text(encoding="utf-8"), str(path), str(path.resolve().parent))
+
+    @classmethod
+    def from_text(cls, text: str, workdir: str | Path = "") -> "Task":
+        """Raises InvalidInput."""
+        read_text(text, "task.yaml", str(workdir))
+        return cls(text, workdir=str(workdir))
+
+    def body(self) -> dict[str, str]:
+        return {"text": self.text, "file": self.file, "workdir": self.workdir}
+
+
 class Client:
     """Speaks to the server of the store in `folder`.  Raises the errors the server names, Unreachable when there is
-    none."""
+    none.  `token` stands in for the store's own, such as a tenant's."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
-        token = folder / "token"
-        headers = {"authorization": f"Bearer {token.read_text().strip()}"} if token.exists() else {}
-        transport = httpx.HTTPTransport(uds=str(socket_path(folder)))
+    def __init__(self, folder: str | Path | None = None, token: str | None = None) -> None:
+        self._folder = Path(folder) if folder is not None else default_store()
         self._http = httpx.Client(
-            transport=transport, base_url="http://qipan/v1", headers=headers, timeout=60.0
+            transport=httpx.HTTPTransport(uds=str(socket_path(self._folder))), **settings(self._folder, token)
         )
 
     def call(self, method: str, path: str, body: dict[str, Any] | None = None, **query: Any) -> Any:
         try:
             response = self._http.request(method, path, json=body, params=query or None)
         except httpx.TransportError as error:
-            raise Unreachable(
-                f"no server answers for the store {self._folder} ({error}); start one with `qipan up --store {self._folder}`"
-            ) from None
-        value = response.json()
-        if response.is_success:
-            return value
-        kind = ERRORS.get(value.get("code", 100), QipanError)
-        raise kind(str(value.get("detail", value)))
+            raise no_answer(self._folder, error) from None
+        return value_of(response)
 
-    def submit(self, text: str, file: str, workdir: str, key: str | None = None) -> Any:
-        return self.call("POST", "/tasks", {"text": text, "file": file, "workdir": workdir, "key": key})
+    def list(self, path: str, what: str, **query: Any) -> Iterator[Any]:
+        """Every item of a list, page after page."""
+        cursor: str | None = None
+        while True:
+            more = {"cursor": cursor} if cursor is not None else {}
+            answer = self.call("GET", path, None, **{"limit": PAGE, **query, **more})
+            yield from answer[what]
+            cursor = answer.get("next")
+            if cursor is None:
+                return
+
+    def plan(self, task: Task) -> Plan:
+        """How it could run; nothing starts."""
+        return msgspec.convert(self.call("POST", "/plan", task.body()), type=Plan)
+
+    def submit(self, task: Task, key: str | None = None) -> "Job":
+        """Durable when it returns; the same `key` submits once."""
+        answer = self.call("POST", "/tasks", {**task.body(), "key": key})
+        return Job(self, answer["task_id"], answer)
+
+    def job(self, task_id: str) -> "Job":
+        """A task submitted before.  Raises NotFound."""
+        return Job(self, str(self.task(task_id)["task_id"]))
 
     def task(self, task_id: str) -> Any:
         return self.call("GET", f"/tasks/{task_id}")
+
+    def close(self) -> None:
+        self._http.close()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A submitted task.  `answer` is what the server said to the submission."""
+
+    client: Client
+    task_id: str
+    answer: dict[str, Any] = field(default_factory=dict)
+
+    def wait(self, limit_s: float | None = None) -> Any:
+        """The task once it is over: done, failed or cancelled; after `limit_s` as it is then."""
+        began_s = time.monotonic()
+        while True:
+            view = self.client.task(self.task_id)
+            if view["state"] in OVER or (limit_s is not None and time.monotonic() - began_s >= limit_s):
+                return view
+            time.sleep(POLL_S)
+
+    def logs(self, follow: bool = False) -> Iterator[str]:
+        """What it printed, in pieces; with `follow` until it is over."""
+        after = 0
+        while True:
+            over = not follow or self.client.task(self.task_id)["state"] in OVER
+            answer = self.client.call("GET", f"/tasks/{self.task_id}/logs", after=after)
+            after = answer["next"]
+            if answer["text"]:
+                yield answer["text"]
+            if over:
+                return
+            time.sleep(POLL_S)
+
+    def why(self) -> Any:
+        return self.client.call("GET", f"/tasks/{self.task_id}/why")
+
+    def cost(self) -> Any:
+        """Spent so far, held, planned; micro-CNY."""
+        return self.client.call("GET", f"/tasks/{self.task_id}/cost")
+
+    def bill(self) -> Any:
+        return self.client.call("GET", f"/tasks/{self.task_id}/bill")
+
+    def cancel(self) -> None:
+        self.client.call("POST", f"/tasks/{self.task_id}/cancel")
+
+
+class AsyncClient:
+    """The same for asyncio."""
+
+    def __init__(self, folder: str | Path | None = None, token: str | None = None) -> None:
+        self._folder = Path(folder) if folder is not None else default_store()
+        self._http = httpx.AsyncClient(
+            transport=httpx.AsyncHTTPTransport(uds=str(socket_path(self._folder))),
+            **settings(self._folder, token),
+        )
+
+    async def call(self, method: str, path: str, body: dict[str, Any] | None = None, **query: Any) -> Any:
+        try:
+            response = await self._http.request(method, path, json=body, params=query or None)
+        except httpx.TransportError as error:
+            raise no_answer(self._folder, error) from None
+        return value_of(response)
+
+    async def close(self) -> None:
+        await self._http.aclose()
+
+
+def settings(folder: Path, token: str | None) -> dict[str, Any]:
+    path = folder / "token"
+    if token is None and path.exists():
+        token = path.read_text().strip()
+    headers = {"authorization": f"Bearer {token}"} if token else {}
+    return {"base_url": "http://qipan/v1", "headers": headers, "timeout": TIMEOUT_S}
+
+
+def value_of(response: httpx.Response) -> Any:
+    """Raises the error that a problem names."""
+    try:
+        value = response.json()
+    except json.JSONDecodeError:
+        raise QipanError(f"the server answered {response.status_code} without JSON; see its log") from None
+    if response.is_success:
+        return value
+    kind = ERRORS.get(value.get("code", 100), QipanError)
+    raise kind(str(value.get("detail", value)))
+
+
+def no_answer(folder: Path, error: Exception) -> Unreachable:
+    return Unreachable(
+        f"no server answers for the store {folder} ({error}); start one with `qipan up --store {folder}`"
+    )

@@ -33,9 +33,9 @@ OVER = ("done", "failed", "cancelled")
 
 def store_of(store: Path | None) -> Path:
     """Flag, then QIPAN_STORE, then the user's state folder."""
-    import platformdirs
+    from qipan.client import default_store
 
-    return store or Path(os.environ.get("QIPAN_STORE") or platformdirs.user_state_path("qipan") / "store")
+    return store or default_store()
 
 
 def site_of(path: Path | None) -> Any:
@@ -124,13 +124,10 @@ def option_of(made: "Plan", wanted: str) -> "Option":
 def submit(task: Path, json_: Json = False, store: StoreDir = None, key: str = "") -> None:
     """Hand a task to the board; it is durable when this returns."""
     from qipan.cli import tables
-    from qipan.workload.files import read_file
+    from qipan.client import Task
 
-    read_file(task)  # the same check as the server's, so that the error needs no server
-    answer = client(store).submit(
-        task.read_text(encoding="utf-8"), str(task), str(task.resolve().parent), key or None
-    )
-    tell(answer, json_, tables.print_submitted)
+    checked = Task.from_yaml(task)  # the same check as the server's, so that the error needs no server
+    tell(client(store).submit(checked, key or None).answer, json_, tables.print_submitted)
 
 
 @app.command(name="import")
@@ -154,7 +151,7 @@ def ps(json_: Json = False, store: StoreDir = None) -> None:
     """All tasks of the board."""
     from qipan.cli import tables
 
-    tasks = client(store).call("GET", "/tasks")["tasks"]
+    tasks = list(client(store).list("/tasks", "tasks"))
     if json_:
         out({"tasks": tasks})
     else:
@@ -288,11 +285,49 @@ def ledger(json_: Json = False, store: StoreDir = None) -> None:
 
 
 @app.command()
-def up(store: StoreDir = None, site: SiteFile = None, json_: Json = False) -> None:
+def up(
+    store: StoreDir = None,
+    site: SiteFile = None,
+    json_: Json = False,
+    console: Annotated[
+        bool, typer.Option("--console/--no-console", help="A console beside it, in its own process.")
+    ] = True,
+) -> None:
     """Run all boards of a site in this process until Ctrl-C, which parks the tasks with a checkpoint."""
     from qipan.cli.run import run_up
 
-    raise typer.Exit(run_up(probed(site_of(site), quiet=json_), store_of(store), json_))
+    raise typer.Exit(run_up(probed(site_of(site), quiet=json_), store_of(store), json_, console))
+
+
+@app.command()
+def console(
+    store: StoreDir = None,
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free one.")] = 8421,
+    json_: Json = False,
+    with_parent: Annotated[bool, typer.Option(hidden=True)] = False,
+) -> None:
+    """The board, tasks, prices and money as pages for a browser on this machine; open the printed address."""
+    from qipan.console import run_console
+
+    def say(url: str) -> None:
+        if json_:
+            out({"event": "console", "url": url})
+        else:
+            print(url if with_parent else f"qipan: console: {url}", flush=True)
+
+    run_console(store_of(store), port, say, with_parent=with_parent)
+
+
+@app.command()
+def token(tenant: str, json_: Json = False, store: StoreDir = None) -> None:
+    """A token with which the API shows and takes one tenant's tasks and money only."""
+    from qipan.api import tenant_token
+
+    path = store_of(store) / "token"
+    if not path.exists():
+        raise NotFound(f"{path} is not there; `qipan up --store {store_of(store)}` makes it")
+    made = tenant_token(path.read_text().strip(), tenant)
+    tell({"tenant": tenant, "token": made}, json_, lambda value: print(value["token"]))
 
 
 @app.command()

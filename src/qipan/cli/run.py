@@ -11,6 +11,7 @@ from types import FrameType
 
 from qipan.api import Server
 from qipan.client import socket_path
+from qipan.console.serve import ConsoleProcess
 from qipan.errors import InvalidInput
 from qipan.host import Host
 from qipan.workload.site import Site
@@ -64,7 +65,7 @@ def _command(pid: int) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-def run_up(site: Site, folder: Path, json_: bool) -> int:
+def run_up(site: Site, folder: Path, json_: bool, console: bool = True) -> int:
     running = Running(site, folder)
     running.start()
     ended = threading.Event()
@@ -74,15 +75,22 @@ def run_up(site: Site, folder: Path, json_: bool) -> int:
 
     signal.signal(signal.SIGINT, on_signal)
     signal.signal(signal.SIGTERM, on_signal)
+    beside = ConsoleProcess(folder) if console else None
+    url = beside.address() if beside is not None else ""
     if json_:
-        print(json.dumps({"event": "up", "board": site.root.board, "store": str(folder)}), flush=True)
+        told = {"event": "up", "board": site.root.board, "store": str(folder), "console": url or None}
+        print(json.dumps(told), flush=True)
     else:
         print(
             f"qipan: board {site.root.board} is up, store {folder}; submit with: qipan submit TASK.yaml --store {folder}",
             flush=True,
         )
+        if url:
+            print(f"qipan: console: {url}", flush=True)
     ended.wait()
     print("qipan: asking the tasks for a checkpoint (10 s)", file=sys.stderr, flush=True)
+    if beside is not None:
+        beside.end()
     return _after_park(running.end(park=True), folder)
 
 

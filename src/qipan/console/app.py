@@ -1,0 +1,241 @@
+"""The pages and what they post."""
+
+import asyncio
+import json
+import time
+from collections.abc import AsyncIterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlencode
+
+import jinja2
+from fastapi import FastAPI, Request
+from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.exceptions import HTTPException
+from starlette.staticfiles import StaticFiles
+
+from qipan.client import AsyncClient
+from qipan.console.form import EXAMPLE, FIELDS, fields_of, with_field
+from qipan.console.guard import BODY_BYTES_MAX, Guard
+from qipan.console.reads import Reads
+from qipan.console.words import LANGUAGES, word
+from qipan.errors import InvalidInput, NotFound, QipanError
+from qipan.quantities import format_bytes, format_duration, format_money
+
+HERE = Path(__file__).parent
+PAGES = ("board", "submit", "tasks", "supply", "prices", "money", "decisions")
+LIVE_S = 1.0
+STATUS = {InvalidInput: 400, NotFound: 404}
+
+
+class Pages:
+    """Templates with the console's words and units."""
+
+    def __init__(self) -> None:
+        self._jinja = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(HERE / "templates"), autoescape=True, undefined=jinja2.StrictUndefined,
+            trim_blocks=True, lstrip_blocks=True,
+        )  # fmt: skip
+        self._jinja.filters |= {
+            "money": format_money, "duration": format_duration, "bytes": format_bytes, "moment": moment, "flops": flops,
+        }  # fmt: skip
+
+    def html(self, template: str, language: str, **values: Any) -> str:
+        return self._jinja.get_template(template).render(
+            t=partial(word, language=language), language=language, pages=PAGES, **values
+        )
+
+
+def make_console(api: AsyncClient, key: str, authority: str) -> FastAPI:
+    console = FastAPI(title="Qipan console", docs_url=None, redoc_url=None, openapi_url=None)
+    pages, reads = Pages(), Reads(api)
+    guard = Guard(console, key, authority)
+    console.add_middleware(Guard, key=key, authority=authority)
+    console.mount("/static", StaticFiles(directory=HERE / "static"))
+    add_errors(console, pages)
+    add_door(console, pages, guard)
+    add_pages(console, pages, reads)
+    add_posts(console, pages, api)
+    return console
+
+
+def add_errors(console: FastAPI, pages: Pages) -> None:
+    @console.exception_handler(QipanError)
+    async def ours(request: Request, error: QipanError) -> Response:
+        return wrong(request, str(error), STATUS.get(type(error), 502))
+
+    @console.exception_handler(HTTPException)
+    async def http(request: Request, error: HTTPException) -> Response:
+        return wrong(request, str(error.detail), error.status_code)
+
+    def wrong(request: Request, text: str, status: int) -> Response:
+        return HTMLResponse(pages.html("wrong.html", language_of(request), page="", text=text), status)
+
+
+def add_door(console: FastAPI, pages: Pages, guard: Guard) -> None:
+    @console.get("/enter")
+    def door(request: Request) -> Response:
+        return HTMLResponse(pages.html("enter.html", language_of(request), page=""))
+
+    @console.post("/enter")
+    async def enter(request: Request) -> Response:
+        if not guard.fits((await posted(request)).get("key", "")):
+            return HTMLResponse(pages.html("enter.html", language_of(request), page=""), 403)
+        answer = RedirectResponse("/", 303)
+        answer.set_cookie(guard.cookie, guard.key, httponly=True, samesite="strict")
+        return answer
+
+    @console.get("/language/{language}")
+    def speak(language: str, to: str = "/") -> Response:
+        if language not in LANGUAGES:
+            raise NotFound(f"no language {language[:20]!r}; there are {', '.join(LANGUAGES)}")
+        inside = to.startswith("/") and not to.startswith("//") and "\\" not in to
+        answer = RedirectResponse(to if inside else "/", 303)
+        answer.set_cookie("language", language, max_age=365 * 86400, httponly=True, samesite="lax")
+        return answer
+
+
+def add_pages(console: FastAPI, pages: Pages, reads: Reads) -> None:
+    async def shown(request: Request, page: str, query: dict[str, Any]) -> Response:
+        values = await reads.of(page, query)
+        return HTMLResponse(
+            pages.html(f"{page}.html", language_of(request), page=page, query=urlencode(query), here=str(request.url.path), **values)
+        )  # fmt: skip
+
+    @console.get("/")
+    async def board(request: Request) -> Response:
+        return await shown(request, "board", {})
+
+    @console.get("/submit")
+    async def submit(request: Request) -> Response:
+        return HTMLResponse(
+            pages.html("submit.html", language_of(request), page="submit", form=FIELDS, values=fields_of(EXAMPLE), text=EXAMPLE, error="", plan=None)
+        )  # fmt: skip
+
+    @console.get("/tasks/{task_id}")
+    async def task(request: Request, task_id: str) -> Response:
+        return await shown(request, "task", {"task_id": one_part(task_id)})
+
+    @console.get("/live/{page}")
+    async def live(request: Request, page: str) -> Response:
+        if page not in (*PAGES, "task") or page == "submit":
+            raise NotFound(f"no live page {page[:20]!r}")
+        query = dict(request.query_params)
+        if page == "task":
+            query["task_id"] = one_part(query.get("task_id", ""))
+        changes = follow(pages, reads, page, query, language_of(request))
+        return StreamingResponse(changes, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
+
+    @console.get("/{page}")
+    async def list_(request: Request, page: str) -> Response:
+        if page not in PAGES or page == "board":
+            raise NotFound(f"no page {page[:40]!r}")
+        return await shown(request, page, dict(request.query_params))
+
+
+async def follow(
+    pages: Pages, reads: Reads, page: str, query: dict[str, Any], language: str
+) -> AsyncIterator[str]:
+    """The live part of a page whenever it changed; `offline` while the boards do not answer."""
+    last = ""
+    while True:
+        try:
+            values = await reads.of(page, query)
+            now = pages.html(f"{page}.live.html", language, page=page, **values)
+            event = "live"
+        except QipanError as error:
+            now, event = str(error), "offline"
+        if now != last:
+            last = now
+            yield f"event: {event}\ndata: {json.dumps(now, ensure_ascii=False)}\n\n"
+        else:
+            yield ": still here\n\n"
+        await asyncio.sleep(LIVE_S)
+
+
+def add_posts(console: FastAPI, pages: Pages, api: AsyncClient) -> None:
+    @console.post("/draft")
+    async def draft(request: Request) -> Response:
+        """A changed form field or text -> the text, the fields, the plan as HTML."""
+        fields = await posted(request)
+        text, error, plan, values = fields.get("text", ""), "", None, None
+        try:
+            if "changed" in fields:
+                text = with_field(text, fields["changed"], fields.get("value", ""))
+            values = fields_of(text)
+            plan = await api.call("POST", "/plan", {"text": text})
+        except QipanError as refused:
+            error = str(refused)
+        html = pages.html("plan.html", language_of(request), plan=plan, error=error)
+        return Response(
+            json.dumps({"text": text, "fields": values, "plan": html}), media_type="application/json"
+        )
+
+    @console.post("/submit")
+    async def submit(request: Request) -> Response:
+        text = (await posted(request)).get("text", "")
+        try:
+            answer = await api.call("POST", "/tasks", {"text": text})
+        except QipanError as refused:
+            try:
+                values = fields_of(text)
+            except InvalidInput:
+                values = dict.fromkeys(FIELDS, "")
+            page = pages.html("submit.html", language_of(request), page="submit", form=FIELDS, values=values, text=text, error=str(refused), plan=None)  # fmt: skip
+            return HTMLResponse(page, 422)
+        return RedirectResponse(f"/tasks/{answer['task_id']}", 303)
+
+    @console.post("/tasks/{task_id}/cancel")
+    async def cancel(task_id: str) -> Response:
+        await api.call("POST", f"/tasks/{one_part(task_id)}/cancel")
+        return RedirectResponse(f"/tasks/{task_id}", 303)
+
+    @console.get("/tasks/{task_id}/receipt.json")
+    async def receipt(task_id: str) -> Response:
+        bill = await api.call("GET", f"/tasks/{one_part(task_id)}/bill")
+        named = {"content-disposition": f'attachment; filename="{bill["receipt"]["task_id"]}.receipt.json"'}
+        return Response(json.dumps(bill["receipt"], indent=1), headers=named, media_type="application/json")
+
+
+async def posted(request: Request) -> dict[str, str]:
+    """The fields of a posted form, each once.  Raises InvalidInput."""
+    body = b""
+    async for piece in request.stream():
+        body += piece
+        if len(body) > BODY_BYTES_MAX:
+            raise InvalidInput(f"the form is larger than {BODY_BYTES_MAX} bytes")
+    try:
+        found = parse_qs(body.decode(), keep_blank_values=True, max_num_fields=40, errors="strict")
+    except ValueError as error:
+        raise InvalidInput(f"unreadable form: {error}") from None
+    if any(len(values) > 1 for values in found.values()):
+        raise InvalidInput("a field stands twice in the form")
+    return {name: values[0] for name, values in found.items()}
+
+
+def one_part(task_id: str) -> str:
+    """A task's id as one part of the API's path.  Raises NotFound for what can be none."""
+    if not task_id.replace("-", "").replace(".", "").replace("_", "").isalnum() or not task_id.isascii():
+        raise NotFound(f"no task {task_id[:60]!r}")
+    if not task_id[0].isalnum() or len(task_id) > 100:
+        raise NotFound(f"no task {task_id[:60]!r}")
+    return task_id
+
+
+def language_of(request: Request) -> str:
+    asked = request.cookies.get("language", LANGUAGES[0])
+    return asked if asked in LANGUAGES else LANGUAGES[0]
+
+
+def moment(at_s: float) -> str:
+    return time.strftime("%m-%d %H:%M:%S", time.localtime(at_s))
+
+
+def flops(rate: float | None) -> str:
+    if rate is None:
+        return ""
+    for unit, size in (("PFLOP/s", 1e15), ("TFLOP/s", 1e12)):
+        if rate >= size:
+            return f"{rate / size:.1f} {unit}"
+    return f"{rate / 1e9:.1f} GFLOP/s"

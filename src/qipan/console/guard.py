@@ -1,0 +1,77 @@
+"""Who may open the console: a key from the address printed at the start, kept in a cookie that no script reads."""
+
+import hmac
+from http.cookies import CookieError, SimpleCookie
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import RedirectResponse, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+#: nothing but what this console serves itself; no inline script or style, no frame around it, no other form target
+POLICY = (
+    "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self'; connect-src 'self'; form-action 'self';"
+    " base-uri 'none'; frame-ancestors 'none'"
+)
+HEADERS = {
+    "content-security-policy": POLICY,
+    "x-content-type-options": "nosniff",
+    "referrer-policy": "same-origin",
+    "cross-origin-opener-policy": "same-origin",
+    "cross-origin-resource-policy": "same-origin",
+    "permissions-policy": "camera=(), microphone=(), geolocation=()",
+}
+BODY_BYTES_MAX = 4 << 20  # a percent-encoded task file of the largest size
+OPEN_PATHS = ("/enter", "/static/")
+
+
+class Guard:
+    """`authority` is this console's own host and port: another name that leads here is refused (DNS rebinding)."""
+
+    def __init__(self, app: ASGIApp, key: str, authority: str) -> None:
+        self.app, self.key, self.authority = app, key, authority
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+
+        async def with_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                headers = MutableHeaders(scope=message)
+                for name, value in HEADERS.items():
+                    headers[name] = value
+                headers.setdefault("cache-control", "no-store")
+            await send(message)
+
+        refused = self._refused(scope)
+        await (refused or self.app)(scope, receive, with_headers)
+
+    def _refused(self, scope: Scope) -> Response | None:
+        headers = Headers(scope=scope)
+        if headers.getlist("host") != [self.authority]:
+            return Response("another host name; open the address that was printed at the start", 421)
+        posts = scope["method"] not in ("GET", "HEAD")
+        if posts and headers.get("origin", f"http://{self.authority}") != f"http://{self.authority}":
+            return Response("a form of another origin", 403)
+        length = headers.get("content-length", "0")
+        if posts and not (length.isascii() and length.isdigit() and len(length) < 12):
+            return Response("content-length must be a number of bytes", 400)
+        if posts and ("transfer-encoding" in headers or int(length) > BODY_BYTES_MAX):
+            return Response(f"give a content-length of at most {BODY_BYTES_MAX} bytes", 413)
+        if scope["path"].startswith(OPEN_PATHS) or self.knows(headers):
+            return None
+        return Response("enter with the key first", 403) if posts else RedirectResponse("/enter", 303)
+
+    def knows(self, headers: Headers) -> bool:
+        try:
+            cookie = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
+        except CookieError:
+            return False
+        return cookie is not None and self.fits(cookie.value)
+
+    def fits(self, key: str) -> bool:
+        return hmac.compare_digest(key.encode(), self.key.encode())
+
+    @property
+    def cookie(self) -> str:
+        """Cookies do not tell ports apart, so the name does."""
+        return f"qipan_{self.authority.rpartition(':')[2]}"

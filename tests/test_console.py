@@ -1,0 +1,264 @@
+"""The console by its pages: what they show, who may open them, what their policy forbids."""
+
+import json
+import re
+import threading
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+
+import qipan.console
+from api_site import TINY, caller, served, submit
+from qipan.client import AsyncClient
+from qipan.console import make_console
+from qipan.console.drawing import goban, line, outwards, timeline
+from qipan.console.form import EXAMPLE, fields_of, with_field
+from qipan.console.words import WORDS
+from qipan.errors import InvalidInput
+from qipan.host import Host
+
+KEY = "the-key"
+HERE = Path(qipan.console.__file__).parent
+PATHS = ("/", "/submit", "/tasks", "/tasks/tiny-1", "/supply", "/prices", "/money", "/decisions")
+
+
+class Page(HTMLParser):
+    """Tags with their attributes, and the text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text = ""
+        self.open: list[str] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data):
+        self.text += data
+
+    def all(self, tag: str, **wanted: str) -> list[dict[str, str | None]]:
+        return [at for name, at in self.tags if name == tag and wanted.items() <= at.items()]
+
+
+@pytest.fixture(scope="module")
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
+    with served(tmp_path_factory.mktemp("c")) as host:
+        with caller(host) as api:
+            submit(api)
+            submit(api)
+        host.step()
+        yield host
+
+
+@pytest.fixture(scope="module")
+def address(host: Host) -> Iterator[str]:
+    import socket
+
+    listener = socket.create_server(("127.0.0.1", 0))
+    authority = f"127.0.0.1:{listener.getsockname()[1]}"
+    app = make_console(AsyncClient(host.folder), KEY, authority)
+    server = uvicorn.Server(
+        uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+    )
+    thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+    thread.start()
+    yield f"http://{authority}"
+    server.should_exit = True
+    thread.join(5)
+
+
+@pytest.fixture
+def browser(address: str) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=address, timeout=20) as client:
+        entered = client.post("/enter", data={"key": KEY})
+        assert entered.headers["location"] == "/"
+        yield client
+
+
+@pytest.mark.parametrize("path", PATHS)
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_every_page_in_both_languages(browser, path, language):
+    browser.get(f"/language/{language}")
+    answer = browser.get(path)
+    assert answer.status_code == 200, answer.text
+    page = Page(answer.text)
+    assert page.all("html", lang="zh-CN" if language == "zh" else "en")
+    assert page.all("a", href="#main"), "the skip link"
+    labelled = {label["for"] for label in page.all("label")}
+    for tag in ("input", "select", "textarea"):
+        assert all(at["id"] in labelled for at in page.all(tag)), "every field has a label"
+    chinese = re.findall(r"[\u4e00-\u9fff]+", page.text)
+    if language == "en":
+        assert set(chinese) == {"中文"}, "only the switch"
+    else:
+        assert len(chinese) > 10
+
+
+@pytest.mark.parametrize("path", [*PATHS, "/nothing", "/enter"])
+def test_pages_hold_nothing_that_the_policy_forbids(browser, path):
+    answer = browser.get(path)
+    policy = answer.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+    for tag, at in Page(answer.text).tags:
+        assert not any(name == "style" or name.startswith("on") for name in at), (tag, at)
+        assert tag not in ("style", "iframe", "object", "base")
+        for name in ("src", "href", "action", "data-source"):
+            value = at.get(name)
+            assert value is None or re.match(r"[/#](?!/)", value), f"{tag} {name} leads away: {value}"
+        if tag == "script":
+            assert at["src"] == "/static/console.js"
+
+
+def test_static_files_name_no_other_host():
+    for path in (HERE / "static").iterdir():
+        text = path.read_text().replace("http://www.w3.org/2000/svg", "")
+        assert not re.search(r"https?://|//[a-z]+\.|@import|eval\(|new Function|innerHTML", text), path
+
+
+def test_the_board_shows_stones_where_devices_are_leased(host, browser):
+    page = Page(browser.get("/").text)
+    pools = [pool for board in host_boards(host) for pool in board["pools"]]
+    leased = sum(pool["devices"] - pool["free"] for pool in pools)
+    stones = [at for at in page.all("g") if str(at.get("class", "")).startswith("stone ")]
+    assert len(stones) == leased > 0
+    assert len(page.all("circle", **{"class": "liberty"})) == sum(pool["free"] for pool in pools)
+    assert "1.00 CNY" in page.text
+    assert "2.00 CNY" in page.text
+
+
+def host_boards(host: Host) -> list[dict]:
+    with caller(host) as api:
+        return api.get("/boards").json()["boards"]
+
+
+def test_a_submitted_draft_is_planned_placed_explained_and_billed(host, browser):
+    draft = browser.post("/draft", data={"text": TINY, "changed": "name", "value": "drafted"}).json()
+    assert "name: drafted" in draft["text"]
+    assert draft["fields"]["limits.max_cost"] == "1 CNY"
+    assert Page(draft["plan"]).all("tr", **{"class": "chosen"})
+    placed = browser.post("/submit", data={"text": draft["text"]})
+    assert placed.headers["location"] == "/tasks/drafted-1"
+    host.step()
+    shown = browser.get("/tasks/drafted-1")
+    assert "drafted-1" in shown.text
+    browser.post("/tasks/drafted-1/cancel")
+    host.step()
+    browser.get("/language/en")
+    assert "cancelled" in Page(browser.get("/tasks/drafted-1").text).text or "stopping" in shown.text
+    receipt = browser.get("/tasks/drafted-1/receipt.json")
+    assert "drafted-1.receipt.json" in receipt.headers["content-disposition"]
+    assert receipt.json()["signature"]
+
+
+def test_a_refused_submission_keeps_the_text(browser):
+    answer = browser.post("/submit", data={"text": "kind: train\nname: <b>x</b>\n"})
+    assert answer.status_code == 422
+    page = Page(answer.text)
+    assert "<b>x</b>" in page.text
+    assert not page.all("b") or "<b>x</b>" not in answer.text
+    assert page.all("p", role="alert")
+
+
+def test_the_live_part_comes_again_when_something_changed(host, browser):
+    with browser.stream("GET", "/live/board?") as stream:
+        pieces = stream.iter_lines()
+        first = next(line_ for line_ in pieces if line_.startswith("data: "))
+        with caller(host) as api:
+            name = submit(api, TINY.replace("name: tiny", "name: lively")).json()["task_id"]
+        second = next(line_ for line_ in pieces if line_.startswith("data: "))
+    assert name not in json.loads(first[6:])
+    assert name in json.loads(second[6:])
+
+
+def test_without_the_key_nothing_is_shown(address):
+    with httpx.Client(base_url=address) as stranger:
+        for path in PATHS:
+            assert stranger.get(path).headers["location"] == "/enter"
+        assert stranger.post("/submit", data={"text": TINY}).status_code == 403
+        assert stranger.post("/enter", data={"key": "guess"}).status_code == 403
+
+
+@pytest.mark.parametrize(
+    ("headers", "status"),
+    [
+        ({"host": "evil.example"}, 421),
+        ({"host": "127.0.0.1.evil.example:80"}, 421),
+        ({"origin": "http://evil.example"}, 403),
+        ({"origin": "null"}, 403),
+    ],
+)
+def test_foreign_hosts_and_forms_are_refused(browser, headers, status):
+    assert browser.post("/submit", data={"text": TINY}, headers=headers).status_code == status
+
+
+def test_a_form_is_bounded_and_holds_each_field_once(browser):
+    assert browser.post("/submit", content=b"text=" + b"x" * (5 << 20)).status_code == 413
+    assert browser.post("/submit", content=iter([b"text=x"])).status_code in (400, 413)
+    assert browser.post("/submit", content=b"text=a&text=b").status_code == 400
+    assert browser.post("/submit", content=b"text=%ff").status_code == 400
+
+
+@pytest.mark.parametrize(
+    "task_id", ["%2e%2e%2e", "a%2fb", "a%3fx=1", "%00", "x" * 200, "<script>", "a%0d%0ab"]
+)
+def test_a_task_id_never_leaves_its_part_of_the_path(browser, task_id):
+    for path in (f"/tasks/{task_id}", f"/tasks/{task_id}/receipt.json", f"/live/task?task_id={task_id}"):
+        assert browser.get(path).status_code in (303, 404), path
+
+
+@pytest.mark.parametrize("to", ["//evil.example", "https://evil.example", "/\\evil.example", "evil"])
+def test_the_language_switch_leads_nowhere_else(browser, to):
+    assert browser.get("/language/en", params={"to": to}).headers["location"] == "/"
+
+
+def test_every_word_is_there_in_both_languages():
+    asked = set()
+    for path in (HERE / "templates").iterdir():
+        asked |= set(re.findall(r"\bt\('([\w.]+)'\)", path.read_text()))
+    assert asked
+    assert asked - set(WORDS) == set()
+    assert all(all(pair) for pair in WORDS.values())
+
+
+def test_a_changed_field_and_the_text_agree():
+    assert fields_of(with_field(EXAMPLE, "limits.max_cost", "3 CNY"))["limits.max_cost"] == "3 CNY"
+    gone = with_field(with_field(EXAMPLE, "limits.max_cost", ""), "limits.deadline", "")
+    assert "limits" not in gone
+    assert fields_of(with_field(EXAMPLE, "elastic", "false"))["elastic"] == "false"
+    assert fields_of(with_field(EXAMPLE, "limits.regions", "[cn-*]"))["limits.regions"] == "[cn-*]"
+    with pytest.raises(InvalidInput, match="no field"):
+        with_field(EXAMPLE, "__class__", "x")
+    with pytest.raises(InvalidInput, match="YAML"):
+        fields_of("a: [")
+
+
+def test_a_goban_holds_every_device_once():
+    for devices in (1, 4, 9, 100, 361, 5000):
+        pool = {"devices": devices, "holders": [{"task_id": "a-1", "tenant": "t", "devices": devices // 2}]}
+        board = goban(pool, {"a-1": 7}, {"t": "white"})
+        places = [(stone.x, stone.y) for stone in board.stones]
+        assert len(places) == len(set(places)) == -(-devices // board.devices_per_point)
+        held = sum(stone.colour == "white" for stone in board.stones)
+        assert held == -(-(devices // 2) // board.devices_per_point)
+    assert outwards(3)[0] == (1, 1)
+
+
+def test_the_timeline_and_the_curve_stay_inside_their_frames():
+    def start(attempt, at_s):
+        return {"kind": "task_started", "at_s": at_s,
+                "fact": {"attempt": attempt, "place": "dc1", "needs": [{"devices": 2}]}}  # fmt: skip
+
+    ended = {"kind": "task_exited", "at_s": 20.0, "fact": {"attempt": 1, "outcome": "resized"}}
+    spans = timeline([start(1, 10.0), ended, start(2, 21.0)], now_s=40.0)
+    assert [(span.outcome, span.devices) for span in spans] == [("resized", 2), ("", 2)]
+    assert all(span.x >= 0 and span.x + span.width <= 960.1 for span in spans)
+    drawn = line([5.0, float("nan"), 3.0, 1.0])
+    assert drawn is not None
+    assert drawn.points.split() == ["0.0,0.0", "480.0,60.0", "960.0,120.0"]
