@@ -2,6 +2,9 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
+
+import msgspec
 
 from qipan.controller import fact_of
 from qipan.events import TaskSubmitted
@@ -145,7 +148,10 @@ def prices(host: Host) -> list[Price]:
         ]  # fmt: skip
 
 
-After = tuple[float, str, int]  # (now_s, board, row) of the last one seen
+ROW_MAX = 2**62
+After = tuple[
+    float, str, Annotated[int, msgspec.Meta(ge=0, le=ROW_MAX)]
+]  # (now_s, board, row) of the last one seen
 
 
 def decisions(
@@ -169,7 +175,7 @@ def _bound(board: str, after: After | None) -> tuple[float, int]:
     if after is None:
         return float("inf"), 0
     now_s, last_board, row = after
-    return now_s, row if board == last_board else 2**62 if board < last_board else 0
+    return now_s, row if board == last_board else ROW_MAX if board < last_board else 0
 
 
 def cost(host: Host, task_id: str) -> Cost:

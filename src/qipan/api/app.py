@@ -261,8 +261,7 @@ def one_key(who: Caller, in_body: str | None, in_header: str | None) -> str | No
     if not given:
         return None
     key = given.pop()
-    if not 0 < len(key) <= shapes.KEY_CHARACTERS_MAX:
-        raise InvalidInput(f"the key has {len(key)} characters; give 1 to {shapes.KEY_CHARACTERS_MAX}")
+    shapes.check_key(key)
     return f"{who.tenant}/{key}" if who.tenant else key
 
 

@@ -191,13 +191,23 @@ def read_submission(body: bytes) -> Submission:
     try:
         value = json.loads(body, object_pairs_hook=_once, parse_constant=_no_constant)
         found = msgspec.convert(value, type=Submission)
+        for text in (found.text, found.file, found.workdir, found.key or ""):
+            text.encode()  # half a character (a lone surrogate) has no UTF-8
     except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
         raise InvalidInput(
-            f"the body is not a submission: {error}; send {{text, file, workdir, key}}"
+            f"the body is not a submission: {str(error)[:300]}; send {{text, file, workdir, key}}"
         ) from None
     if any("\x00" in text for text in (found.file, found.workdir, found.key or "")):
         raise InvalidInput("the body holds a zero byte in file, workdir or key; remove it")
+    if found.key is not None:
+        check_key(found.key)
     return found
+
+
+def check_key(key: str) -> None:
+    """Raises InvalidInput."""
+    if not 0 < len(key) <= KEY_CHARACTERS_MAX:
+        raise InvalidInput(f"the key has {len(key)} characters; give 1 to {KEY_CHARACTERS_MAX}")
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
