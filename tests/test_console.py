@@ -1,7 +1,11 @@
 """The console by its pages: what they show, who may open them, what their policy forbids."""
 
 import json
+import random
 import re
+import shutil
+import statistics
+import subprocess
 import threading
 import time
 from collections.abc import Iterator
@@ -267,3 +271,45 @@ def test_the_timeline_and_the_curve_stay_inside_their_frames():
     drawn = line([5.0, float("nan"), 3.0, 1.0])
     assert drawn is not None
     assert drawn.points.split() == ["0.0,0.0", "480.0,60.0", "960.0,120.0"]
+
+
+def tree(chance: random.Random) -> list[object]:
+    """A tree whose ids stand once, as in the pages' live parts."""
+    children: list[object] = []
+    for name in chance.sample("abcde", chance.randrange(6)):
+        children += [chance.choice([" ", ["hr", {}, []]]) for _ in range(chance.randrange(3))]
+        inner = [
+            chance.choice([["b", {}, []], ["i", {"class": "z"}, ["u"]], "t", " "])
+            for _ in range(chance.randrange(3))
+        ]
+        attributes = {key: chance.choice("xy") for key in ("class", "value") if chance.random() < 0.5}
+        children.append([chance.choice(["li", "g"]), {"id": name, **attributes}, inner])
+    return ["div", {"id": "live"}, children]
+
+
+@pytest.mark.skipif(shutil.which("node") is None, reason="node runs the console's script here")
+def test_the_script_brings_a_page_to_what_was_sent_and_keeps_what_has_an_id():
+    chance = random.Random(9)
+    pairs = [(tree(chance), tree(chance)) for _ in range(1000)]
+    done = subprocess.run(
+        ["node", "tests/console_dom.js", str(HERE / "static" / "console.js")],
+        input=json.dumps(pairs), capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    for (before, after), result in zip(pairs, json.loads(done.stdout), strict=True):
+        assert result["shape"] == after
+        stays = {(child[0], child[1]["id"]) for child in before[2] if len(child) == 3 and "id" in child[1]}
+        stays &= {(child[0], child[1]["id"]) for child in after[2] if len(child) == 3 and "id" in child[1]}
+        assert {name for _, name in stays} <= set(result["same"]), "a kept element is the very same one"
+
+
+def test_a_page_takes_less_than_100_ms_of_processor(browser):
+    """Of everything in this process: console, API, boards and this client together."""
+    for path in PATHS:
+        browser.get(path)
+        times = []
+        for _ in range(5):
+            before = time.process_time()
+            assert browser.get(path).status_code == 200
+            times.append(time.process_time() - before)
+        assert statistics.median(times) < 0.1, (path, times)

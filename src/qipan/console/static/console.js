@@ -39,25 +39,32 @@ function parsed(html) {
   return new DOMParser().parseFromString(html, "text/html").body;
 }
 
+/** Show what the server sends about a page.  A hidden tab listens to nothing: browsers allow six streams a host. */
 function follow(live, pulse) {
+  let source = null;
   const tell = (kind) => {
     pulse.className = `pulse ${kind}`;
-    pulse.textContent = pulse.dataset[kind];
+    if (pulse.textContent !== pulse.dataset[kind]) pulse.textContent = pulse.dataset[kind];
   };
-  const source = new EventSource(live.dataset.source);
-  source.addEventListener("live", (event) => {
-    const fresh = parsed(JSON.parse(event.data));
+  const show = (html) => {
     const holder = live.cloneNode(false);
-    holder.append(...fresh.childNodes);
+    holder.append(...parsed(html).childNodes);
     const log = live.querySelector(".log");
     const atEnd = log && log.scrollTop + log.clientHeight >= log.scrollHeight - 8;
     morph(live, holder);
     if (atEnd) log.scrollTop = log.scrollHeight;
-    tell("live");
-  });
-  source.addEventListener("offline", () => tell("offline"));
-  source.addEventListener("open", () => tell("live"));
-  source.addEventListener("error", () => tell("offline"));
+  };
+  const listen = () => {
+    source?.close();
+    source = null;
+    if (document.hidden) return;
+    source = new EventSource(live.dataset.source);
+    source.addEventListener("live", (event) => { show(JSON.parse(event.data)); tell("live"); });
+    source.addEventListener("offline", () => tell("offline"));
+    source.addEventListener("error", () => tell("offline"));
+  };
+  document.addEventListener("visibilitychange", listen);
+  listen();
 }
 
 function draft(form) {
