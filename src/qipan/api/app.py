@@ -3,7 +3,7 @@
 import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -102,8 +102,8 @@ def about_tasks(host: Host) -> APIRouter:
         state: Annotated[str, Query(max_length=40)] = "",
         newest_first: bool = False,
     ) -> Answer:
-        views_ = [view for view in host.tasks() if who.sees(view.tenant) and state in ("", view.state)]
-        found, after = page(views_[::-1] if newest_first else views_, "task_id", limit, cursor)
+        ids = host.task_ids()
+        found, after = task_page(host, who, ids[::-1] if newest_first else ids, limit, cursor, state)
         return Answer({"tasks": found, "next": after})
 
     @routes.post("", status_code=201, response_model=shapes.Submitted, openapi_extra=BODY)
@@ -222,8 +222,7 @@ def about_money(host: Host) -> APIRouter:
     @routes.get("/bills", response_model=shapes.Bills)
     def bills(who: Who, limit: Limit = LIMIT, cursor: Cursor = None) -> Answer:
         """Newest first."""
-        tasks = [view for view in reversed(host.tasks()) if who.sees(view.tenant)]
-        found, after = page(tasks, "task_id", limit, cursor)
+        found, after = task_page(host, who, host.task_ids()[::-1], limit, cursor)
         return Answer({"bills": [views.bill(host, view.task_id) for view in found], "next": after})
 
     return routes
@@ -236,9 +235,30 @@ def seen(host: Host, who: Caller, task_id: str) -> TaskView:
     except NotFound:
         view = None
     if view is None or not who.sees(view.tenant):
-        known = ", ".join([view.task_id for view in host.tasks() if who.sees(view.tenant)][-5:]) or "none"
+        latest, _ = task_page(host, who, host.task_ids()[::-1], 5, None)
+        known = ", ".join(other.task_id for other in reversed(latest)) or "none"
         raise NotFound(f"no task {task_id!r}; the latest are: {known}")
     return view
+
+
+def task_page(
+    host: Host, who: Caller, ids: Sequence[str], limit: int, cursor: str | None, state: str = ""
+) -> tuple[list[TaskView], str | None]:
+    """The first `limit` tasks after the cursor that the caller may see; no more tasks are read than it takes."""
+    start = 0
+    if cursor is not None:
+        last = read_cursor(cursor, str)
+        if last not in ids:
+            raise InvalidInput(f"cursor {cursor[:80]!r} names nothing in this list; begin without one")
+        start = ids.index(last) + 1
+    found: list[TaskView] = []
+    for task_id in ids[start:]:
+        view = host.task(task_id)
+        if who.sees(view.tenant) and state in ("", view.state):
+            if len(found) == limit:
+                return found, write_cursor(found[-1].task_id)
+            found.append(view)
+    return found, None
 
 
 def own_task(host: Host, who: Caller, body: Submission) -> tuple[Task, list[Directive]]:
