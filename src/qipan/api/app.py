@@ -1,15 +1,13 @@
 """The routes.  Each answers what its shape says; every refusal is a problem (`problem.py`)."""
 
-import asyncio
 import socket
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated, Any
 
-import msgspec
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
 from fastapi import Path as InPath
@@ -18,6 +16,7 @@ from starlette.concurrency import run_in_threadpool
 
 from qipan import __version__, views
 from qipan.api import shapes
+from qipan.api.follow import Followed
 from qipan.api.gate import CALLER, Caller, Gate
 from qipan.api.problem import KINDS, Problem, describe_problems, handle_errors, name_of
 from qipan.api.shapes import Answer, Submission, page, read_cursor, read_submission, write_cursor
@@ -30,8 +29,6 @@ from qipan.workload.files import read_text
 from qipan.workload.imports import Directive
 
 LIMIT, LIMIT_MAX = 200, 1000
-FOLLOW_S = 0.5
-OVER = ("done", "failed", "cancelled")
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem} for status in (400, 401, 402, 403, 404, 413, 422, 500)
 }
@@ -92,7 +89,7 @@ def make_app(host: Host, token: str) -> FastAPI:
 
 
 def about_tasks(host: Host) -> APIRouter:
-    routes = APIRouter()
+    routes, followed = APIRouter(), Followed(host)
 
     @routes.get("", response_model=shapes.Tasks)
     def tasks(
@@ -144,7 +141,7 @@ def about_tasks(host: Host) -> APIRouter:
         name = (await run_in_threadpool(seen, host, who, task_id)).task_id
         first = int(last_event_id) if last_event_id.isascii() and last_event_id.isdigit() else after
         return StreamingResponse(
-            follow(host, name, min(first, 2**53)), media_type="text/event-stream", headers={"cache-control": "no-store"}
+            followed.follow(name, min(first, 2**53)), media_type="text/event-stream", headers={"cache-control": "no-store"}
         )  # fmt: skip
 
     @routes.post("/{task_id}/cancel", response_model=shapes.Cancelled)
@@ -302,32 +299,6 @@ def chip_views() -> list[shapes.ChipView]:
         )
         for _, chip in sorted(load_catalogue().chips.items())
     ]  # fmt: skip
-
-
-async def follow(host: Host, task_id: str, after: int) -> AsyncIterator[bytes]:
-    """What is new about a task, twice a second, until it is over."""
-    printed, last = 0, b""
-    while True:
-        view = await run_in_threadpool(host.task, task_id)
-        for event in await run_in_threadpool(host.events, task_id, after):
-            after = event["fact_id"]
-            yield sent("fact", event, after)
-        logs = await run_in_threadpool(host.logs, task_id, printed)
-        printed = logs["next"]
-        if logs["text"]:
-            yield sent("logs", logs)
-        if (now := msgspec.json.encode(view)) != last:
-            last = now
-            yield sent("task", view)
-        if view.state in OVER:
-            return
-        await asyncio.sleep(FOLLOW_S)
-
-
-def sent(event: str, value: object, number: int | None = None) -> bytes:
-    """One server-sent event; JSON holds no line break."""
-    name = f"id: {number}\n" if number is not None else ""
-    return f"{name}event: {event}\ndata: ".encode() + msgspec.json.encode(value) + b"\n\n"
 
 
 class Server:

@@ -75,7 +75,9 @@ def with_field(text: str, path: str, value: str) -> str:
 
 def _inline(value: Any) -> str:
     if isinstance(value, dict | list):
-        return yaml.safe_dump(value, allow_unicode=True, default_flow_style=True, width=1 << 20).strip()
+        return yaml.safe_dump(
+            value, allow_unicode=True, default_flow_style=True, sort_keys=False, width=1 << 20
+        ).strip()
     return "true" if value is True else "false" if value is False else str(value)
 
 

@@ -1,6 +1,5 @@
 """What the pages show, read from the public API.  Many open tabs cost one question a second each kind, not each tab."""
 
-import asyncio
 import json
 import time
 from collections import OrderedDict
@@ -10,6 +9,7 @@ from typing import Any
 
 from qipan.client import OVER, AsyncClient
 from qipan.console.drawing import goban, line, timeline
+from qipan.shared import Shared
 
 FRESH_S = 0.9
 STORIES_MAX = 64
@@ -18,29 +18,6 @@ MOVES = 12
 PAGE = 100
 
 Values = dict[str, Any]
-
-
-class Shared:
-    """Answers by key, asked for again only after FRESH_S; those who ask meanwhile wait for the same answer."""
-
-    def __init__(self) -> None:
-        self._known: dict[Any, tuple[float, Any]] = {}
-        self._locks: dict[Any, asyncio.Lock] = {}
-
-    async def get(self, key: Any, ask: Callable[[], Awaitable[Any]]) -> Any:
-        async with self._locks.setdefault(key, asyncio.Lock()):
-            at_s, value = self._known.get(key, (-FRESH_S, None))
-            if time.monotonic() - at_s >= FRESH_S:
-                value = await ask()
-                self._known[key] = (time.monotonic(), value)
-                self._forget()
-            return value
-
-    def _forget(self) -> None:
-        old_s = time.monotonic() - 10 * FRESH_S
-        for key in [key for key, (at_s, _) in self._known.items() if at_s < old_s]:
-            if not self._locks[key].locked():
-                del self._known[key], self._locks[key]
 
 
 @dataclass(slots=True)
@@ -69,7 +46,7 @@ class Story:
 class Reads:
     def __init__(self, api: AsyncClient) -> None:
         self.api = api
-        self._shared = Shared()
+        self._shared = Shared(FRESH_S)
         self._stories: OrderedDict[str, Story] = OrderedDict()
 
     async def get(self, path: str, **query: Any) -> Any:

@@ -1,0 +1,66 @@
+"""Following a task by server-sent events.  All who follow the same task share what is read of it."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import msgspec
+from starlette.concurrency import run_in_threadpool
+
+from qipan.host import Host
+from qipan.shared import Shared
+
+FOLLOW_S = 0.5
+OVER = ("done", "failed", "cancelled")
+
+
+class Followed:
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._shared = Shared(FOLLOW_S / 2)
+
+    async def follow(self, task_id: str, after: int) -> AsyncIterator[bytes]:
+        """What is new about a task after fact `after`, twice a second, until it is over."""
+        printed, last = 0, b""
+        while True:
+            view, now = await self._shared.get(task_id, lambda: run_in_threadpool(self._view, task_id))
+            over = view.state in OVER  # then nothing may be missed: what others read a moment ago is too old
+            events, seen, encoded = await self._read(self._events, task_id, after, anew=over)
+            if events:
+                after = seen
+                yield encoded
+            logs, encoded = await self._read(self._logs, task_id, printed, anew=over)
+            if logs["text"]:
+                printed = logs["next"]
+                yield encoded
+            if now != last:
+                last = now
+                yield now
+            if over:
+                return
+            await asyncio.sleep(FOLLOW_S)
+
+    async def _read(self, read: Callable[[str, int], Any], task_id: str, after: int, *, anew: bool) -> Any:
+        if anew:
+            return await run_in_threadpool(read, task_id, after)
+        key = (read.__name__, task_id, after)
+        return await self._shared.get(key, lambda: run_in_threadpool(read, task_id, after))
+
+    def _view(self, task_id: str) -> Any:
+        view = self._host.task(task_id)
+        return view, sent("task", view)
+
+    def _events(self, task_id: str, after: int) -> Any:
+        events = self._host.events(task_id, after)
+        seen = events[-1]["fact_id"] if events else after
+        return events, seen, b"".join(sent("fact", event, event["fact_id"]) for event in events)
+
+    def _logs(self, task_id: str, printed: int) -> Any:
+        logs = self._host.logs(task_id, printed)
+        return logs, sent("logs", logs)
+
+
+def sent(event: str, value: object, number: int | None = None) -> bytes:
+    """One server-sent event; JSON holds no line break."""
+    name = f"id: {number}\n" if number is not None else ""
+    return f"{name}event: {event}\ndata: ".encode() + msgspec.json.encode(value) + b"\n\n"
