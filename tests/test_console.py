@@ -97,7 +97,9 @@ def test_every_page_in_both_languages(browser, path, language):
     assert page.all("a", href="#main"), "the skip link"
     labelled = {label["for"] for label in page.all("label")}
     for tag in ("input", "select", "textarea"):
-        assert all(at["id"] in labelled for at in page.all(tag)), "every field has a label"
+        assert all(at["id"] in labelled for at in page.all(tag) if at.get("type") != "hidden"), (
+            "every field has a label"
+        )
     chinese = re.findall(r"[\u4e00-\u9fff]+", page.text)
     if language == "en":
         assert set(chinese) == {"中文"}, "only the switch"
@@ -164,6 +166,15 @@ def test_a_submitted_draft_is_planned_placed_explained_and_billed(host, browser)
     receipt = browser.get("/tasks/drafted-1/receipt.json")
     assert "drafted-1.receipt.json" in receipt.headers["content-disposition"]
     assert receipt.json()["signature"]
+
+
+def test_the_button_pressed_twice_submits_once(browser):
+    page = Page(browser.get("/submit").text).all("input", name="page")[0]["value"]
+    text = TINY.replace("name: tiny", "name: twice")
+    first, again = (browser.post("/submit", data={"text": text, "page": page}) for _ in range(2))
+    assert first.headers["location"] == again.headers["location"] == "/tasks/twice-1"
+    changed = browser.post("/submit", data={"text": text.replace("60", "61"), "page": page})
+    assert changed.headers["location"] == "/tasks/twice-2"
 
 
 def test_a_refused_submission_keeps_the_text(browser):

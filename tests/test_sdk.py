@@ -15,7 +15,7 @@ import pytest
 
 import qipan
 from api_site import TINY, served
-from qipan.errors import InvalidInput, NotFound, Unreachable
+from qipan.errors import InvalidInput, NotAllowed, NotFound, Unreachable
 from qipan.host import Host
 
 SITE = str(Path(__file__).parent / "tiny_site.yaml")
@@ -72,6 +72,16 @@ def test_the_same_for_asyncio(host):
             await client.close()
 
     assert [board["board"] for board in asyncio.run(boards())["boards"]] == ["cn", "east", "dc1", "dc2"]
+
+
+def test_a_tenants_token_from_the_command_line_opens_its_own_tasks_only(host):
+    command = [sys.executable, "-m", "qipan.cli", "token", "poets", "--store", str(host.folder)]
+    token = subprocess.run(command, capture_output=True, text=True).stdout.strip()
+    job = qipan.Client(host.folder).submit(qipan.Task.from_text(TINY))
+    job.cancel()
+    assert qipan.Client(host.folder, token).task(job.task_id)["tenant"] == "poets"
+    with pytest.raises(NotAllowed):
+        qipan.Client(host.folder, token.replace("poets", "rivals")).task(job.task_id)
 
 
 def test_importing_qipan_is_light():

@@ -1,7 +1,9 @@
 """The pages and what they post."""
 
 import asyncio
+import hashlib
 import json
+import secrets
 import time
 from collections.abc import AsyncIterator
 from functools import partial
@@ -110,7 +112,7 @@ def add_pages(console: FastAPI, pages: Pages, reads: Reads) -> None:
     @console.get("/submit")
     async def submit(request: Request) -> Response:
         return HTMLResponse(
-            pages.html("submit.html", language_of(request), page="submit", form=FIELDS, values=fields_of(EXAMPLE), text=EXAMPLE, error="", plan=None)
+            pages.html("submit.html", language_of(request), page="submit", form=FIELDS, values=fields_of(EXAMPLE), text=EXAMPLE, error="", plan=None, draft=secrets.token_hex(12))
         )  # fmt: skip
 
     @console.get("/tasks/{task_id}")
@@ -174,15 +176,17 @@ def add_posts(console: FastAPI, pages: Pages, api: AsyncClient) -> None:
 
     @console.post("/submit")
     async def submit(request: Request) -> Response:
-        text = (await posted(request)).get("text", "")
+        fields = await posted(request)
+        text = fields.get("text", "")
+        key = draft_key(fields.get("page", ""), text)
         try:
-            answer = await api.call("POST", "/tasks", {"text": text})
+            answer = await api.call("POST", "/tasks", {"text": text, "key": key})
         except QipanError as refused:
             try:
                 values = fields_of(text)
             except InvalidInput:
                 values = dict.fromkeys(FIELDS, "")
-            page = pages.html("submit.html", language_of(request), page="submit", form=FIELDS, values=values, text=text, error=str(refused), plan=None)  # fmt: skip
+            page = pages.html("submit.html", language_of(request), page="submit", form=FIELDS, values=values, text=text, error=str(refused), plan=None, draft=secrets.token_hex(12))  # fmt: skip
             return HTMLResponse(page, 422)
         return RedirectResponse(f"/tasks/{answer['task_id']}", 303)
 
@@ -212,6 +216,15 @@ async def posted(request: Request) -> dict[str, str]:
     if any(len(values) > 1 for values in found.values()):
         raise InvalidInput("a field stands twice in the form")
     return {name: values[0] for name, values in found.items()}
+
+
+def draft_key(page: str, text: str) -> str:
+    """The same text from the same page is submitted once, however often the button is pressed."""
+    return (
+        f"console-{hashlib.blake2b(f'{page}|{text}'.encode(), digest_size=16).hexdigest()}"
+        if page
+        else secrets.token_hex(16)
+    )
 
 
 def one_part(task_id: str) -> str:
