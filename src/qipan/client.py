@@ -15,14 +15,15 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import httpx
 import msgspec
 
 from qipan.errors import Infeasible, InvalidInput, NotAllowed, NotFound, OverLimit, QipanError, Unreachable
-from qipan.planner import Plan
-from qipan.workload.files import read_file, read_text
+
+if TYPE_CHECKING:
+    from qipan.planner import Plan
 
 ERRORS: dict[int, type[QipanError]] = {
     2: InvalidInput, 102: NotFound, 104: Infeasible, 105: OverLimit, 106: Unreachable, 107: NotAllowed,
@@ -60,6 +61,8 @@ class Task:
     @classmethod
     def from_yaml(cls, path: str | Path) -> "Task":
         """A task file, Qipan's or another tool's.  Raises NotFound, InvalidInput with line and column."""
+        from qipan.workload.files import read_file
+
         path = Path(path)
         read_file(path)
         return cls(path.read_text(encoding="utf-8"), str(path), str(path.resolve().parent))
@@ -67,6 +70,8 @@ class Task:
     @classmethod
     def from_text(cls, text: str, workdir: str | Path = "") -> "Task":
         """Raises InvalidInput."""
+        from qipan.workload.files import read_text
+
         read_text(text, "task.yaml", str(workdir))
         return cls(text, workdir=str(workdir))
 
@@ -102,8 +107,10 @@ class Client:
             if cursor is None:
                 return
 
-    def plan(self, task: Task) -> Plan:
+    def plan(self, task: Task) -> "Plan":
         """How it could run; nothing starts."""
+        from qipan.planner import Plan
+
         return msgspec.convert(self.call("POST", "/plan", task.body()), type=Plan)
 
     def submit(self, task: Task, key: str | None = None) -> "Job":
