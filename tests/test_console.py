@@ -1,5 +1,6 @@
 """The console by its pages: what they show, who may open them, what their policy forbids."""
 
+import asyncio
 import json
 import random
 import re
@@ -20,8 +21,10 @@ import qipan.console
 from api_site import TINY, caller, served, submit
 from qipan.client import AsyncClient
 from qipan.console import make_console
+from qipan.console.app import Pages, follow
 from qipan.console.drawing import goban, line, outwards, timeline
 from qipan.console.form import EXAMPLE, fields_of, with_field
+from qipan.console.reads import Reads
 from qipan.console.words import WORDS
 from qipan.errors import InvalidInput
 from qipan.host import Host
@@ -238,6 +241,24 @@ def test_the_language_switch_leads_nowhere_else(browser, to):
     assert browser.get("/language/en", params={"to": to}).headers["location"] == "/"
 
 
+def test_while_no_board_answers_the_page_says_so_and_the_live_part_waits(tmp_path):
+    async def look():
+        app = make_console(AsyncClient(tmp_path), KEY, "127.0.0.1:1")
+        cookie = {"cookie": f"qipan_1={KEY}"}
+        transport = httpx.ASGITransport(app)
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://127.0.0.1:1", headers=cookie
+        ) as browser:
+            page = await browser.get("/")
+        pieces = follow(Pages(), Reads(AsyncClient(tmp_path)), "board", {}, "en")
+        return page, await anext(pieces)
+
+    page, first = asyncio.run(look())
+    assert page.status_code == 502
+    assert "qipan up" in page.text
+    assert first.startswith("event: offline")
+
+
 def test_every_word_is_there_in_both_languages():
     asked = set()
     for path in (HERE / "templates").iterdir():
@@ -324,3 +345,45 @@ def test_a_page_takes_less_than_100_ms_of_processor(browser):
             assert browser.get(path).status_code == 200
             times.append(time.process_time() - before)
         assert statistics.median(times) < 0.1, (path, times)
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_an_id_stands_once_and_every_tag_is_closed(browser, path):
+    html = browser.get(path).text
+    ids = [at["id"] for _, at in Page(html).tags if "id" in at]
+    assert len(ids) == len(set(ids)), "the script keeps elements by their id"
+    for tag in (
+        "section",
+        "figure",
+        "svg",
+        "g",
+        "ol",
+        "li",
+        "table",
+        "tr",
+        "td",
+        "div",
+        "form",
+        "fieldset",
+        "dl",
+        "a",
+        "p",
+    ):
+        assert len(re.findall(rf"<{tag}[ >]", html)) == html.count(f"</{tag}>"), tag
+
+
+def luminance(colour: str) -> float:
+    """Relative luminance, WCAG 2.2."""
+    parts = [int(colour[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+    linear = [part / 12.92 if part <= 0.04045 else ((part + 0.055) / 1.055) ** 2.4 for part in parts]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_text_is_readable(scheme):
+    css = (HERE / "static" / "console.css").read_text()
+    palette = dict(re.findall(r"--(\w+): (#\w{6})", re.findall(r":root \{(.*?)\}", css, re.DOTALL)[scheme]))
+    for text, ground in [("ink", "paper"), ("ink", "panel"), ("faint", "paper"), ("faint", "panel"), ("seal", "panel"),
+                         ("good", "panel"), ("grain", "wood"), ("paper", "ink")]:  # fmt: skip
+        one, other = sorted((luminance(palette[text]), luminance(palette[ground])), reverse=True)
+        assert (one + 0.05) / (other + 0.05) >= (3 if text == "grain" else 4.5), (text, ground)
