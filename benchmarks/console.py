@@ -1,0 +1,140 @@
+"""What onlookers cost a board: python -m benchmarks.console --json OUT
+
+Decision latency (a fact to its decision, stored) with and without 200 console tabs and 1,000 followers of one task,
+in paired runs whose order alternates; the figure is the median of the ratios with its upper 95 % bound (bootstrap)."""
+
+import asyncio
+import itertools
+import random
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from benchmarks.form import Figure, arguments, write
+from qipan.api import Server
+from qipan.client import Client, Task, socket_path
+from qipan.console.serve import ConsoleProcess
+from qipan.events import ParkRequested
+from qipan.host import Host
+from qipan.workload.site import load_site
+
+SITE = """site:
+  lease: 60s
+  board: {name: cn, children: [{name: dc1, region: cn-east, pools: [{chip: sim/a, devices: 2, tariff: 1 CNY}]}]}
+  tenants: [{name: poets, balance: 1000 CNY}]
+"""
+TASK = "kind: train\nname: watched\nrun: sleep 3000\ndevices: 1\nlimits: {time: 1h, max_cost: 5 CNY}\n"
+TABS, FOLLOWERS, PAIRS, TICKS, SETTLE_S = 200, 1000, 10, 300, 2.0
+TOKEN = "benchmark"
+
+
+def main() -> None:
+    if sys.argv[1:2] == ["--look-on"]:
+        asyncio.run(look_on(Path(sys.argv[2]), *sys.argv[3].split("/enter#")))
+        return
+    given = arguments("console")
+    folder = Path(tempfile.mkdtemp(prefix="qipan-onlookers-"))
+    (folder / "site.yaml").write_text(SITE)
+    (folder / "token").write_text(TOKEN)
+    host = Host(load_site(folder / "site.yaml"), folder)
+    server = Server(host, socket_path(folder), TOKEN)
+    server.start()
+    console = ConsoleProcess(folder)
+    try:
+        rows = measured(host, folder, console.address())
+    finally:
+        console.end()
+        host.park(10)
+        server.stop()
+        host.close()
+    ratios = [row["watched_ms"] / row["alone_ms"] for row in rows]
+    figures = [
+        Figure("decision_latency_ratio", statistics.median(ratios), "watched over alone"),
+        Figure("decision_latency_ratio_upper_95", upper_95(ratios), "watched over alone", "<= 1.05"),
+        Figure("server_cpu_share_more", statistics.median(row["watched_cpu"] - row["alone_cpu"] for row in rows), "of a core"),
+    ]  # fmt: skip
+    write(given.json, figures, rows, tabs=TABS, followers=FOLLOWERS, ticks=TICKS, pairs=PAIRS)
+
+
+def measured(host: Host, folder: Path, address: str) -> list[dict[str, Any]]:
+    host.step()
+    Client(folder).submit(Task.from_text(TASK))
+    latency_ms(host)
+    rows = []
+    for pair in range(PAIRS):
+        row: dict[str, Any] = {}
+        for name in ("alone", "watched") if pair % 2 == 0 else ("watched", "alone"):
+            crowd = start_crowd(folder, address) if name == "watched" else None
+            time.sleep(SETTLE_S)
+            row[f"{name}_ms"], row[f"{name}_cpu"] = latency_ms(host)
+            if crowd is not None:
+                crowd.kill()
+                crowd.wait()
+        rows.append(row)
+    return rows
+
+
+def latency_ms(host: Host) -> tuple[float, float]:
+    """Median over TICKS, and the processor share of this process meanwhile."""
+    took, cpu_s, began_s = [], time.process_time(), time.monotonic()
+    for _ in range(TICKS):
+        host.tree.root.accept(ParkRequested(False, "benchmark"))
+        before_s = time.perf_counter()
+        host.step()
+        took.append(time.perf_counter() - before_s)
+        time.sleep(0.01)
+    return statistics.median(took) * 1000, (time.process_time() - cpu_s) / (time.monotonic() - began_s)
+
+
+def upper_95(ratios: list[float]) -> float:
+    chance = random.Random(0)
+    medians = sorted(statistics.median(chance.choices(ratios, k=len(ratios))) for _ in range(10_000))
+    return medians[9_500]
+
+
+def start_crowd(folder: Path, address: str) -> "subprocess.Popen[str]":
+    crowd = subprocess.Popen(
+        [sys.executable, "-m", "benchmarks.console", "--look-on", str(folder), address], stdout=subprocess.PIPE, text=True
+    )  # fmt: skip
+    assert crowd.stdout is not None
+    if crowd.stdout.readline().strip() != "all see":
+        raise SystemExit("the onlookers did not get through; raise the limit of open files (ulimit -n 4096)")
+    return crowd
+
+
+async def look_on(folder: Path, address: str, key: str) -> None:
+    """Followers of the task and tabs on the board, until killed."""
+    many = httpx.Limits(max_connections=None)
+    api = httpx.AsyncClient(
+        transport=httpx.AsyncHTTPTransport(uds=str(socket_path(folder)), limits=many),
+        base_url="http://qipan/v1", headers={"authorization": f"Bearer {TOKEN}"}, timeout=None,
+    )  # fmt: skip
+    browser = httpx.AsyncClient(base_url=address, limits=many, timeout=None)
+    await browser.post("/enter", data={"key": key})
+    seen = itertools.count(1)
+    all_see = asyncio.Event()
+
+    async def watch(client: httpx.AsyncClient, path: str) -> None:
+        async with client.stream("GET", path) as stream:
+            pieces = stream.aiter_raw()
+            await anext(pieces)
+            if next(seen) == TABS + FOLLOWERS:
+                all_see.set()
+            async for _ in pieces:
+                pass
+
+    watching = [asyncio.create_task(watch(api, "/tasks/watched-1/stream")) for _ in range(FOLLOWERS)]
+    watching += [asyncio.create_task(watch(browser, "/live/board?")) for _ in range(TABS)]
+    await asyncio.wait_for(all_see.wait(), 60)
+    print("all see", flush=True)
+    await asyncio.gather(*watching)
+
+
+if __name__ == "__main__":
+    main()
