@@ -21,13 +21,14 @@ import qipan.console
 from api_site import TINY, caller, served, submit
 from qipan.client import AsyncClient
 from qipan.console import make_console
-from qipan.console.app import Pages, follow
+from qipan.console.app import PAGES, Pages, follow
 from qipan.console.drawing import goban, line, outwards, timeline
-from qipan.console.form import EXAMPLE, fields_of, with_field
+from qipan.console.form import EXAMPLE, FIELDS, fields_of, with_field
 from qipan.console.reads import Reads
 from qipan.console.words import WORDS
 from qipan.errors import InvalidInput
 from qipan.host import Host
+from qipan.scheduler.state import Phase
 
 KEY = "the-key"
 HERE = Path(qipan.console.__file__).parent
@@ -264,6 +265,8 @@ def test_every_word_is_there_in_both_languages():
     for path in (HERE / "templates").iterdir():
         asked |= set(re.findall(r"\bt\('([\w.]+)'\)", path.read_text()))
     assert asked
+    asked |= {f"f.{path}" for path in FIELDS} | set(PAGES) | {str(phase) for phase in Phase}
+    asked |= {"done", "failed", "parked", "resized", "lost", "cancelled"}
     assert asked - set(WORDS) == set()
     assert all(all(pair) for pair in WORDS.values())
 

@@ -101,6 +101,7 @@ def test_the_example_runs(host, tmp_path):
     assert "is done and cost 0.00" in done.stdout
 
 
+@pytest.mark.slow
 def test_up_prints_one_address_that_opens_the_board_and_ends_with_it(tmp_path):
     up = subprocess.Popen(
         [sys.executable, "-m", "qipan.cli", "up", "--store", str(tmp_path / "s"), "--site", SITE, "--json"],
