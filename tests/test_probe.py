@@ -1,0 +1,78 @@
+"""Detection: fake tools, broken drivers, mutated outputs."""
+
+import random
+import time
+from pathlib import Path
+
+import pytest
+
+from qipan.probe import probe
+from qipan.probe.parsers import parse
+
+SAMPLES = Path(__file__).parents[2] / "shared/reference/discovery_samples"
+NPU = """| NPU     Name      | Health | Power |
+| 4       910A      | OK     | NA  43   0 / 970 |
+| 0       0         | 0000:81:00.0 | 0    861  / 21534 |
+| 5       910A      | OK     | NA  43   0 / 970 |
+| 0       1         | 0000:82:00.0 | 0    861  / 21534 |
+"""
+COUNTS = {
+    "nvidia-nvidia-smi-excerpt.txt": ("table", 1), "cambricon-cnmon.txt": ("table", 2), "metax-mx-smi.txt": ("table", 4),
+    "enflame-efsmi.txt": ("table", 2), "ascend-npu-smi-info-910A.txt": ("ascend", 1),
+    "amd-amd-smi-static-rocm6.txt": ("amd", 1), "amd-amd-smi-static-rocm7.txt": ("amd", 1), "aws-neuron-ls-json.txt": ("neuron", 1),
+}  # fmt: skip
+
+
+def tool(folder: Path, name: str, body: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / name).write_text(f"#!/bin/sh\n{body}\n")
+    (folder / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
+
+
+def of(vendor: str, root: Path):
+    return next(answer for answer in probe(root) if answer.vendor == vendor)
+
+
+def test_a_bare_machine_has_nothing(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    assert {answer.state for answer in probe(tmp_path)} == {"absent"}
+
+
+def test_a_device_node_without_tool_is_broken_with_a_next_step(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/davinci0").touch()
+    answer = of("huawei", tmp_path)
+    assert (answer.state, answer.evidence) == ("broken", ("/dev/davinci0",))
+    assert "npu-smi" in answer.next_step
+
+
+def test_a_fake_tool_shows_its_devices(tmp_path, monkeypatch):
+    tool(tmp_path, "npu-smi", f"cat <<'X'\n{NPU}X", monkeypatch)
+    answer = of("huawei", tmp_path)
+    assert answer.state == "usable"
+    assert [(d.index, d.memory_bytes) for d in answer.devices] == [(4, 21534 * 2**20), (5, 21534 * 2**20)]
+
+
+@pytest.mark.parametrize("body", ["sleep 30", "exit 9", "yes", "echo hello"])
+def test_a_tool_that_misbehaves_is_broken_within_two_seconds(body, tmp_path, monkeypatch):
+    tool(tmp_path, "npu-smi", body, monkeypatch)
+    start_s = time.monotonic()
+    assert of("huawei", tmp_path).state == "broken"
+    assert time.monotonic() - start_s < 2
+
+
+def test_mutated_output_never_invents_a_device():
+    known, chance = parse("ascend", NPU), random.Random(7)
+    for _ in range(300):
+        lines = NPU.splitlines()
+        chance.shuffle(lines) if chance.random() < 0.3 else lines.extend(chance.choices(lines, k=2))
+        text = "\n".join(lines)[: chance.randrange(400)] + chance.choice(["", "\x00\ufffd|||", "{["])
+        assert {device.bus for device in parse("ascend", text)} <= {device.bus for device in known}
+
+
+@pytest.mark.skipif(not SAMPLES.is_dir(), reason="recorded samples are not beside this checkout")
+@pytest.mark.parametrize("name", COUNTS)
+def test_recorded_outputs_parse_to_the_devices_they_show(name):
+    form, count = COUNTS[name]
+    assert len(parse(form, (SAMPLES / name).read_text())) == count
