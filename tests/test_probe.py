@@ -19,6 +19,10 @@ NPU = """| NPU     Name      | Health | Power |
 COUNTS = {
     "nvidia-nvidia-smi-excerpt.txt": ("table", 1), "cambricon-cnmon.txt": ("table", 2), "metax-mx-smi.txt": ("table", 4),
     "enflame-efsmi.txt": ("table", 2), "ascend-npu-smi-info-910A.txt": ("ascend", 1),
+    "ascend-npu-smi-info-310.txt": ("ascend", 4), "ascend-npu-smi-info-6.0.RC1.txt": ("ascend", 8),
+    "ascend-npu-smi-info-910C-excerpt.txt": ("ascend", 2), "ascend-npu-smi-info-950PR-excerpt.txt": ("ascend", 1),
+    "ascend-npu-smi-info.txt": ("ascend", 2), "iluvatar-ixsmi-excerpt.txt": ("table", 3),
+    "intel-hl-smi-gaudi2-excerpt.txt": ("table", 3), "mthreads-mthreads-gmi.txt": ("table", 8),
     "amd-amd-smi-static-rocm6.txt": ("amd", 1), "amd-amd-smi-static-rocm7.txt": ("amd", 1), "aws-neuron-ls-json.txt": ("neuron", 1),
 }  # fmt: skip
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 BUS = re.compile(r"(?<![0-9a-fA-F:])(?:[0-9a-fA-F]{2,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-9a-fA-F](?!\w)")
 USED_OF_TOTAL = re.compile(r"(\d+)\s*(?:Mi?B)?\s*[/(]\s*(\d+)\s*Mi?B")
-ASCEND_NAME = re.compile(r"^(\d+)\s+((?:Ascend)?\s?(?:910|310)\w*(?:-\d)?)\b")
+ASCEND_NAME = re.compile(r"^(\d+)\s+((?:Ascend)?\s?(?:910|310|950)\w*(?:-\d)?)\b")
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ def _table(text: str) -> Iterable[Device]:
         start = re.match(r"^\|?\s*(\d{1,4})\s+(?:/\s+)?([A-Za-z][^|]*?)(?:\s{2,}|\s*\|)", line)
         if bus and start and start.end() <= bus.start() + 1:
             memory = USED_OF_TOTAL.search(" ".join(lines[number : number + 2]))
+            memory = memory or re.search(r"()\b(\d+)MiB", " ".join(lines[number : number + 2]))
             total_bytes = int(memory[2]) * 2**20 if memory else 0
             yield Device(int(start[1]), start[2].strip(), bus[0], total_bytes)
 
@@ -46,6 +47,8 @@ def _ascend(text: str) -> Iterable[Device]:
     head: tuple[int, str, bool] | None = None
     for line in text.splitlines():
         cells = [cell.strip() for cell in line.strip().strip("|").split("|")]
+        if len(cells) == 4:  # 950PR: id and name in cells of their own
+            cells = [f"{cells[0]} {cells[1]}".strip() or "0", *cells[2:]]
         name = ASCEND_NAME.match(cells[0])
         if name and len(cells) > 1:
             head = (int(name[1]), name[2], cells[1] == "OK")
@@ -59,7 +62,7 @@ def _amd(text: str) -> Iterable[Device]:
     value = _json(text)
     for entry in _entries(value.get("gpu_data") if isinstance(value, dict) else value):
         try:
-            size = int(entry["vram"]["size"]["value"]) * 10**6
+            size = int(entry["vram"]["size"]["value"]) * 2**20  # its "MB" is MiB: 196592 on 192 GiB
             yield Device(int(entry["gpu"]), str(entry["asic"]["market_name"]), str(entry["bus"]["bdf"]), size)
         except (KeyError, TypeError, ValueError):
             continue  # an entry without these is no device we could name
