@@ -21,7 +21,7 @@ COUNTS = {
     "enflame-efsmi.txt": ("table", 2), "ascend-npu-smi-info-910A.txt": ("ascend", 1),
     "ascend-npu-smi-info-310.txt": ("ascend", 4), "ascend-npu-smi-info-6.0.RC1.txt": ("ascend", 8),
     "ascend-npu-smi-info-910C-excerpt.txt": ("ascend", 2), "ascend-npu-smi-info-950PR-excerpt.txt": ("ascend", 1),
-    "ascend-npu-smi-info.txt": ("ascend", 2), "iluvatar-ixsmi-excerpt.txt": ("table", 3),
+    "ascend-npu-smi-info-24.1.RC2.txt": ("ascend", 8), "ascend-npu-smi-info.txt": ("ascend", 2), "iluvatar-ixsmi-excerpt.txt": ("table", 3),
     "intel-hl-smi-gaudi2-excerpt.txt": ("table", 3), "mthreads-mthreads-gmi.txt": ("table", 8),
     "amd-amd-smi-static-rocm6.txt": ("amd", 1), "amd-amd-smi-static-rocm7.txt": ("amd", 1), "aws-neuron-ls-json.txt": ("neuron", 1),
 }  # fmt: skip
@@ -56,6 +56,13 @@ def test_a_fake_tool_shows_its_devices(tmp_path, monkeypatch):
     answer = of("huawei", tmp_path)
     assert answer.state == "usable"
     assert [(d.index, d.memory_bytes) for d in answer.devices] == [(4, 21534 * 2**20), (5, 21534 * 2**20)]
+
+
+def test_an_unhealthy_device_is_present_but_broken(tmp_path, monkeypatch):
+    sick = NPU.replace("910A      | OK ", "910A      | Alarm ", 1)
+    tool(tmp_path, "npu-smi", f"cat <<'X'\n{sick}X", monkeypatch)
+    answer = of("huawei", tmp_path)
+    assert (answer.state, answer.reason) == ("broken", "not healthy: device 4")
 
 
 @pytest.mark.parametrize("body", ["sleep 30", "exit 9", "yes", "echo hello"])

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 BUS = re.compile(r"(?<![0-9a-fA-F:])(?:[0-9a-fA-F]{2,8}:)?[0-9a-fA-F]{2}:[0-9a-fA-F]{2}\.[0-9a-fA-F](?!\w)")
 USED_OF_TOTAL = re.compile(r"(\d+)\s*(?:Mi?B)?\s*[/(]\s*(\d+)\s*Mi?B")
-ASCEND_NAME = re.compile(r"^(\d+)\s+((?:Ascend)?\s?(?:910|310|950)\w*(?:-\d)?)\b")
+ASCEND_NAME = re.compile(r"^(\d+)\s+(310|\S*[A-Za-z]\S*)$")
 
 
 @dataclass(frozen=True, slots=True)
