@@ -72,3 +72,23 @@ def explain(chip: str, json_: Json = False, overlay: Overlay = None) -> None:
 def _tflops(chip: Any, precision: str) -> str:
     figure = chip.peak_flops_per_s.get(precision)
     return f"{figure.value / 1e12:.1f}" if figure else "-"
+
+
+@app.command()
+def probe(json_: Json = False) -> None:
+    """What chips this machine has: usable, present but broken (why, and the next step), or absent."""
+    import msgspec
+
+    from qipan.cli.app import out
+    from qipan.cli.tables import table
+    from qipan.probe import probe as look
+
+    answers = look()
+    if json_:
+        out({"vendors": msgspec.to_builtins(answers)})
+        return
+    rows = [
+        [answer.vendor, answer.state, str(len(answer.devices)), "; ".join(answer.evidence), answer.reason, answer.next_step]
+        for answer in answers
+    ]  # fmt: skip
+    table("芯片 chips here", ["vendor", "state", "devices", "evidence", "why", "next step"], rows)
