@@ -2,7 +2,8 @@
 them arrive once and in order, by numbers, acknowledgements and sending again.
 
 A link's end has an *incarnation* (higher after each start of its board), so that numbers begin anew when one side
-restarts: commands are then sent again by the board (they are idempotent), reports have durable numbers.
+restarts: what was under way is then found by a census, reports have durable numbers.  An end that counts lower than
+the other has heard (its store is a backup) is told so by the acknowledgement, and goes on above it.
 """
 
 import random
@@ -143,7 +144,11 @@ class Link:
                 frame = msgspec.msgpack.decode(raw, type=Frame)
             except msgspec.MsgspecError:
                 continue  # a damaged frame is a lost frame: it is sent again
+            if frame.ack_of > self._incarnation:
+                self._incarnation = frame.ack_of + 1  # an earlier life of this end is remembered over there
+                self._unacked = {seq: (body, float("-inf")) for seq, (body, _) in self._unacked.items()}
             if frame.incarnation < self._peer:
+                self._acked_to_peer = (-1, -1)  # a restored store counts lower than we have heard: tell it
                 continue
             if frame.incarnation > self._peer:
                 self._peer, self._taken = frame.incarnation, frame.base - 1

@@ -1,8 +1,7 @@
 """The loop of a board, and the only one: gather facts, decide, store, then let commands go.
 
 Facts, the tick and its decision are stored in one transaction before any command leaves.  After a crash the state
-is built again from the newest snapshot and the ticks after it, and the last command of every task on the way is
-sent once more; engines ignore what they know.
+is built again from the newest snapshot and the ticks after it, and every engine is asked what it holds.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,7 +14,21 @@ from qipan.clock import Clock
 from qipan.engines import Engine
 from qipan.engines.board import BoardEngine, ParentLink
 from qipan.errors import QipanError
-from qipan.events import Command, CommandReceived, Fact, Renew, Reserve, Resize, Start, Stop, decode, encode
+from qipan.events import (
+    BoardStarted,
+    Command,
+    CommandReceived,
+    EngineAttached,
+    Fact,
+    Renew,
+    Reserve,
+    Resize,
+    Start,
+    Stop,
+    TakeCensus,
+    decode,
+    encode,
+)
 from qipan.hardware import BoardId
 from qipan.leases import EngineId, TaskId
 from qipan.ledger import Transfer
@@ -40,10 +53,7 @@ class Bookkeeper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """`last` holds each live task's newest command, encoded, with its engine."""
-
     state: State
-    last: dict[str, tuple[str, bytes]]
     books: bytes
 
 
@@ -69,9 +79,11 @@ class Controller:
         store.put("settings", msgspec.json.encode({"settings": settings, "top": parent is None}).decode())
         self._snapshot_every = snapshot_every
         self._inbox: list[Fact] = []
-        self._last: dict[str, tuple[str, bytes]] = {}
         self._wake_s: float | None = None
         self._recover()
+        same_boot = store.get("boot_id") in (None, clock.boot_id())
+        store.put("boot_id", clock.boot_id())
+        self.accept(BoardStarted(tuple(self.engines), same_boot))
 
     # ---- one step --------------------------------------------------------------------------------------------------
 
@@ -100,16 +112,19 @@ class Controller:
     def _gather(self) -> list[tuple[str, int, Fact]]:
         """(source, the source's number, fact)."""
         gathered: list[tuple[str, int, Fact]] = []
-        here = self.store.cursor(HERE)
-        for i, fact in enumerate(self._inbox):
-            gathered.append((HERE, here + 1 + i, fact))
-        self._inbox.clear()
+        for name, engine in self.engines.items():
+            gathered += [(name, seq, fact) for seq, fact in engine.observe(self.store.cursor(name))]
+            if isinstance(engine, BoardEngine) and engine.started_again():
+                self.accept(EngineAttached(name))
         if self.parent is not None:
             above = self.store.cursor(PARENT)
             for i, command in enumerate(self.parent.commands()):
                 gathered.append((PARENT, above + 1 + i, command))
-        for name, engine in self.engines.items():
-            gathered += [(name, seq, fact) for seq, fact in engine.observe(self.store.cursor(name))]
+                if isinstance(command.command, TakeCensus):
+                    self.store.number_reports_after(command.command.taken)
+        here = self.store.cursor(HERE)
+        gathered += [(HERE, here + 1 + i, fact) for i, fact in enumerate(self._inbox)]
+        self._inbox.clear()
         return gathered
 
     def _tick(self, gathered: Sequence[tuple[str, int, Fact]], moment: Moment) -> None:
@@ -129,7 +144,6 @@ class Controller:
         self._wake_s = decision.wake_s
         if self.parent is not None:
             self.parent.report(zip(numbers, reports, strict=True))
-        self._remember(decision)
         for sent in decision.commands:
             deliver(self.engines[sent.engine], sent.command)
         if decision.tick % self._snapshot_every == 0:
@@ -142,13 +156,6 @@ class Controller:
         for task_id, _ in decision.ended:
             transfers += self.books.task_over(task_id)
         return transfers
-
-    def _remember(self, decision: Decision) -> None:
-        for sent in decision.commands:
-            if not isinstance(sent.command, Renew):
-                self._last[sent.command.task_id] = (sent.engine, encode(sent.command))
-        for task_id, _ in decision.ended:
-            self._last.pop(task_id, None)
 
     def _flush(self, moment: Moment) -> None:
         times = [
@@ -163,29 +170,23 @@ class Controller:
 
     def snapshot(self) -> None:
         books = self.books.encode() if self.books else b""
-        body = msgspec.msgpack.encode(Snapshot(self.state, self._last, books))
+        body = msgspec.msgpack.encode(Snapshot(self.state, books))
         self.store.save_snapshot(self.state.tick, body)
 
     def _recover(self) -> None:
         found = self.store.snapshot()
         if found is not None:
             snapshot = msgspec.msgpack.decode(found[1], type=Snapshot)
-            self.state, self._last = snapshot.state, dict(snapshot.last)
+            self.state = snapshot.state
             if self.books is not None:
                 self.books.restore(snapshot.books)
         for tick in self.store.ticks(after=self.state.tick):
             decision = replay_tick(self.state, tick)
             if self.books is not None:
                 self._transfers([fact_of(body) for body in tick.facts], decision, tick.now_s)
-            self._remember(decision)
             self._wake_s = decision.wake_s
         if self.parent is not None:
             self.parent.report(self.store.reports_after(0, most=1_000_000))
-        for task_id, (engine, body) in sorted(self._last.items()):
-            if task_id in self.state.tasks and engine in self.engines:
-                command = decode(body)
-                assert not isinstance(command, Fact)
-                deliver(self.engines[EngineId(engine)], command)
 
 
 def deliver(engine: Engine, command: Command) -> None:
@@ -200,6 +201,8 @@ def deliver(engine: Engine, command: Command) -> None:
             engine.stop(command)
         case Renew():
             engine.renew(command)
+        case TakeCensus():
+            engine.census(command)
 
 
 # ---- replay ----------------------------------------------------------------------------------------------------------
@@ -254,7 +257,7 @@ def encode_decision(decision: Decision) -> bytes:
 
 def task_of(fact: Fact) -> str:
     if isinstance(fact, CommandReceived):
-        return "" if isinstance(fact.command, Renew) else fact.command.task_id
+        return "" if isinstance(fact.command, Renew | TakeCensus) else fact.command.task_id
     order = getattr(fact, "order", None)
     return str(order.task_id if order is not None else getattr(fact, "task_id", ""))
 

@@ -86,7 +86,19 @@ class Renew:
     kind: ClassVar[str] = "renew"
 
 
-Command = Reserve | Start | Resize | Stop | Renew
+@dataclass(frozen=True, slots=True)
+class TakeCensus:
+    """Say what you hold for this board: asked after a start of either side.  `asked_lease_s` is on the asker's clock;
+    `taken` is the highest of the other side's report numbers that the asker has stored."""
+
+    term: int
+    asked_lease_s: float
+    taken: int = 0
+    kind: ClassVar[str] = "take_census"
+
+
+Command = Reserve | Start | Resize | Stop | Renew | TakeCensus
+TaskCommand = Reserve | Start | Resize | Stop
 
 # ---- facts: up from engines and in from people -------------------------------------------------------------------
 
@@ -100,6 +112,57 @@ class EngineOffered:
     offers: tuple[Offer, ...]
     chooses: bool
     kind: ClassVar[str] = "engine_offered"
+    cause: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, slots=True)
+class BoardStarted:
+    """This board's process began.  `engines` are those it is joined to; `same_boot`: lease times in its store are
+    still on this machine's running clock."""
+
+    engines: tuple[EngineId, ...]
+    same_boot: bool
+    kind: ClassVar[str] = "board_started"
+    cause: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class EngineAttached:
+    """An engine joined this board, or was started again."""
+
+    engine: EngineId
+    kind: ClassVar[str] = "engine_attached"
+    cause: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class HeldTask:
+    """One lease that an engine holds for the board above.  `running` False: granted, nothing started.
+    `lease_left_s`: how long it lasts without renewal."""
+
+    order: Order
+    lease_id: LeaseId
+    generation: int
+    attempt: int
+    running: bool
+    point_id: str
+    needs: tuple[Need, ...]
+    place: str
+    done_s: float
+    saved_s: float
+    lease_left_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TasksHeld:
+    """The answer to TakeCensus: everything held, after every report numbered before it.  `term_seen` is the highest
+    term that was heard of before the question; `asked_lease_s` is the question's stamp."""
+
+    engine: EngineId
+    term_seen: int
+    asked_lease_s: float
+    held: tuple[HeldTask, ...]
+    kind: ClassVar[str] = "tasks_held"
     cause: ClassVar[bool] = False
 
 
@@ -251,7 +314,10 @@ class TaskExited:
 
 
 Fact = (
-    EngineOffered
+    BoardStarted
+    | EngineAttached
+    | TasksHeld
+    | EngineOffered
     | EngineLost
     | RenewalAsked
     | CapacityChanged
@@ -271,7 +337,7 @@ Message = Fact | Command
 KINDS: dict[str, Any] = {
     kind.kind: kind
     for kind in (
-        Reserve, Start, Resize, Stop, Renew,
+        Reserve, Start, Resize, Stop, Renew, TakeCensus, BoardStarted, EngineAttached, TasksHeld,
         EngineOffered, EngineLost, RenewalAsked, CapacityChanged, TaskSubmitted, CancelRequested, ParkRequested, LeaseGranted,
         LeaseRefused, TaskStarted, TaskProgress, TaskExited,
     )

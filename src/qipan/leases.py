@@ -57,6 +57,10 @@ class Order:
     saved_s: float = 0.0  # work already checkpointed, in seconds at the best point
     attempt: int = 0  # attempts made so far, anywhere in the tree
     preemptible: bool = True  # an elastic task may be parked for a dearer one
+    fence: tuple[
+        int, ...
+    ] = ()  # (term, generation) of each board's placement, from the top: grows with every one
+    above: str = ""  # the lease that the placing board holds from its own parent
 
 
 @dataclass(frozen=True, slots=True)

@@ -51,6 +51,9 @@ class Store:
         self._check_version()
         if path is not None:
             path.chmod(0o600)
+        self._read_numbers()
+
+    def _read_numbers(self) -> None:
         row = self._db.execute("SELECT max(fact_id) FROM facts").fetchone()
         self._last_fact = int(row[0] or 0)
         rows = self._db.execute("SELECT source, max(source_seq) FROM facts GROUP BY source")
@@ -206,6 +209,21 @@ class Store:
         return self._db.execute(
             "SELECT seq, body FROM reports WHERE seq > ? ORDER BY seq LIMIT ?", (seq, most)
         ).fetchall()
+
+    def number_reports_after(self, seq: int) -> None:
+        """The next report is numbered above `seq` (the parent took so many from an earlier life of this store)."""
+        found = self._db.execute("SELECT seq FROM sqlite_sequence WHERE name = 'reports'").fetchone()
+        if found is None:
+            self._db.execute("INSERT INTO sqlite_sequence (name, seq) VALUES ('reports', ?)", (seq,))
+        elif found[0] < seq:
+            self._db.execute("UPDATE sqlite_sequence SET seq = ? WHERE name = 'reports'", (seq,))
+
+    def copy_to(self, path: Path | None) -> "Store":
+        """A whole copy, consistent while this one is in use."""
+        target = Store(path)
+        self._db.backup(target._db)
+        target._read_numbers()
+        return target
 
     def forget_reports(self, up_to: int) -> None:
         """The parent has them."""

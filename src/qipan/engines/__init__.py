@@ -3,14 +3,14 @@ fake and peer: simulated."""
 
 from typing import Protocol
 
-from qipan.events import Fact, Renew, Reserve, Resize, Start, Stop
+from qipan.events import Fact, Renew, Reserve, Resize, Start, Stop, TakeCensus
 from qipan.leases import EngineId
 
 
 class Engine(Protocol):
     """Commands return nothing: what came of them is a fact.  Every command may arrive twice; one with a
-    (term, generation) not above the task's last is ignored.  Leases lapse by themselves: the task is then
-    parked (checkpoint, stop) as if told so.  A command that names a lease the engine does not hold is answered by
+    (term, generation) not above the task's last is ignored.  Leases lapse by themselves: the task is
+    parked (checkpoint, stop) a little earlier, and nothing of it runs once the lease is over.  A command that names a lease the engine does not hold is answered by
     LeaseRefused.  Facts are numbered by the engine from 1 without gaps, survive
     its restart, and may be asked for again."""
 
@@ -34,6 +34,10 @@ class Engine(Protocol):
         ...
 
     def renew(self, command: Renew) -> None: ...
+
+    def census(self, command: TakeCensus) -> None:
+        """Answered by TasksHeld, after the facts of everything that happened before."""
+        ...
 
     def observe(self, after: int) -> list[tuple[int, Fact]]:
         """The facts numbered above `after`, in order.  The first is always an EngineOffered; another follows

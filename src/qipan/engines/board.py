@@ -1,6 +1,7 @@
 """Another board as an engine, and the child's end of the same channel.  Both see only bytes."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 from qipan.channel import Carrier, Link
 from qipan.events import (
@@ -13,6 +14,7 @@ from qipan.events import (
     Resize,
     Start,
     Stop,
+    TakeCensus,
     decode,
     encode,
 )
@@ -27,6 +29,8 @@ class BoardEngine:
         self.engine = engine
         self._link = Link(carrier, incarnation)
         self._waiting: list[tuple[int, Fact]] = []
+        self._taken = 0
+        self._child_start = 0
 
     def reserve(self, command: Reserve) -> None:
         self._send(command)
@@ -43,16 +47,25 @@ class BoardEngine:
     def renew(self, command: Renew) -> None:
         self._send(command)
 
+    def census(self, command: TakeCensus) -> None:
+        self._send(replace(command, taken=self._taken))
+
     def _send(self, command: Command) -> None:
         self._link.push(encode(command))
 
     def observe(self, after: int) -> list[tuple[int, Fact]]:
+        self._taken = after
         for seq, body in self._link.receive():
             message = decode(body)
             assert isinstance(message, Fact)
             self._waiting.append((seq, message))
         self._waiting = [(seq, fact) for seq, fact in self._waiting if seq > after]
         return list(self._waiting)
+
+    def started_again(self) -> bool:
+        """Whether the child began anew since the last call; its first sign of life does not count."""
+        before, self._child_start = self._child_start, self._link.heard_from()
+        return before not in (0, self._child_start)
 
     def flush(self, now_s: float) -> float | None:
         """Send and acknowledge.  Called after what `observe` gave was stored.  Returns when to call again."""

@@ -25,6 +25,7 @@ from qipan.engines import devices as chips
 from qipan.events import (
     EngineOffered,
     Fact,
+    HeldTask,
     LeaseGranted,
     LeaseRefused,
     Outcome,
@@ -33,8 +34,10 @@ from qipan.events import (
     Resize,
     Start,
     Stop,
+    TakeCensus,
     TaskExited,
     TaskProgress,
+    TasksHeld,
     TaskStarted,
     decode,
     encode,
@@ -45,6 +48,8 @@ from qipan.workload import Launch
 
 PROGRESS_S = 1.0
 STOP_GRACE_S = 30.0
+PARK_S = 5.0  # a checkpoint is given at least so long, of a lease that is long enough
+PARKING_SHARE = 0.25  # of a lease at most: so much is set aside at its end for parking
 START_S = 5.0  # a supervisor that has given no sign for so long is looked for
 KILLED = re.compile(
     r"exitcode\s*:\s*-9|Signal 9 \(SIGKILL\)|Connection closed by peer|Connection reset by peer"
@@ -62,6 +67,7 @@ class Held:
     needs: tuple[Need, ...]
     devices: tuple[int, ...]
     until_lease_s: float
+    lease_s: float  # how long it was given for
     point_id: str = ""
     attempt: int = 0
     saved_s: float = 0.0
@@ -130,7 +136,8 @@ class LocalEngine:
             return
         held = Held(
             command.lease_id, command.term, command.generation, command.order, command.needs,
-            tuple(free[: need.devices]), self._clock.lease_s() + command.duration_s, saved_s=command.order.saved_s,
+            tuple(free[: need.devices]), self._clock.lease_s() + command.duration_s, command.duration_s,
+            saved_s=command.order.saved_s,
         )  # fmt: skip
         self._hold(command.task_id, held)
         self._say(
@@ -141,7 +148,11 @@ class LocalEngine:
         held = self._leased(command)
         if held is not None:
             assert len(command.points) == 1, "a leaf engine is always given exactly one point"
-            self._begin(replace(held, generation=command.generation), command.points[0], command.attempt)
+            before = max(
+                (attempt for task_id, attempt in self._exited if task_id == command.task_id), default=0
+            )
+            attempt = max(command.attempt, before + 1)  # a restored board may count lower than has run here
+            self._begin(replace(held, generation=command.generation), command.points[0], attempt)
 
     def resize(self, command: Resize) -> None:
         held = self._leased(command)
@@ -184,6 +195,20 @@ class LocalEngine:
                 self._hold(task_id, replace(held, until_lease_s=until_s))
                 if held.attempt:
                     (self._attempt_dir(held) / "until").write_text(str(until_s))
+
+    def census(self, command: TakeCensus) -> None:
+        for task_id in sorted(self._held):
+            self._look_at(task_id)  # what ended meanwhile is said before
+        term_seen = max((term for term, _ in self._commands.values()), default=0)
+        now_s = self._clock.lease_s()
+        held = tuple(
+            HeldTask(
+                held.order, held.lease_id, held.generation, held.attempt or held.order.attempt, held.attempt > 0,
+                held.point_id, held.needs, self.engine, held.saved_s, held.saved_s, max(0.0, held.until_lease_s - now_s),
+            )
+            for held in self._held.values()
+        )  # fmt: skip
+        self._say(TasksHeld(self.engine, term_seen, command.asked_lease_s, held))
 
     def observe(self, after: int) -> list[tuple[int, Fact]]:
         for task_id in sorted(self._held):
@@ -232,6 +257,7 @@ class LocalEngine:
             "group": group,
             "shares": [] if self._quotas else list(shares),
             "grace_s": STOP_GRACE_S,
+            "park_s": min(max(point.stop_s, PARK_S), held.lease_s * PARKING_SHARE),
             "signal_on_stop": own,
         }
         (folder / "spec.json").write_text(json.dumps(spec))
@@ -279,7 +305,7 @@ class LocalEngine:
             "QIPAN_CONTROL": str(folder / "stop"),
             "QIPAN_STRATEGY": point.strategy.to_json() if point.strategy else "",
             "QIPAN_TASK": msgspec.json.encode(launch.task).decode(),
-            "QIPAN_FENCE": f"{held.term}.{held.generation}",
+            "QIPAN_FENCE": ".".join(str(part) for part in (*held.order.fence, held.generation)),
             "QIPAN_LAUNCHED_S": str(time.time()),
             "QIPAN_RANK_GROUPS": ":".join(ranks),
             "MASTER_ADDR": "127.0.0.1",

@@ -72,11 +72,11 @@ def watch(child: "subprocess.Popen[bytes]", folder: Path, spec: dict[str, Any]) 
         if asked == "itself":
             if stop.exists():
                 asked = "stop"
-            elif now_s > read_number(until):
+            elif now_s > read_number(until) - spec["park_s"]:
                 asked = "lease"
                 stop.touch()
             if asked != "itself":
-                kill_at_s = now_s + spec["grace_s"]
+                kill_at_s = now_s + spec["park_s" if asked == "lease" else "grace_s"]
                 if spec["signal_on_stop"]:
                     if throttle:
                         throttle.release()

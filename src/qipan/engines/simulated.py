@@ -14,6 +14,7 @@ from qipan.events import (
     CapacityChanged,
     EngineOffered,
     Fact,
+    HeldTask,
     LeaseGranted,
     LeaseRefused,
     Outcome,
@@ -22,8 +23,10 @@ from qipan.events import (
     Resize,
     Start,
     Stop,
+    TakeCensus,
     TaskExited,
     TaskProgress,
+    TasksHeld,
     TaskStarted,
 )
 from qipan.hardware import ChipClassId
@@ -41,6 +44,10 @@ class Behaviour:
     report_s: float = 0.0
 
 
+#: of a lease at most: so much is set aside at its end for parking
+PARKING_SHARE = 0.25
+
+
 @dataclass(slots=True)
 class _Held:
     """One lease, and the attempt that runs in it.  Work counts in seconds at the task's best point."""
@@ -50,6 +57,7 @@ class _Held:
     needs: tuple[Need, ...]
     generation: int
     until_s: float
+    lease_s: float  # how long it was given for
     point: Point | None = None
     attempt: int = 0
     started_s: float = 0.0
@@ -64,6 +72,10 @@ class _Held:
     def done_s(self, now_s: float) -> float:
         worked_s = max(0.0, now_s - self.ready_s) if self.point else 0.0
         return min(self.order.curve.work_s, self.base_s + worked_s * self.speed)
+
+    def park_at_s(self) -> float:
+        """When it must begin to park so that nothing runs once the lease is over."""
+        return self.until_s - (min(self.point.stop_s, self.lease_s * PARKING_SHARE) if self.point else 0.0)
 
     def end_s(self) -> float:
         assert self.point is not None
@@ -108,7 +120,12 @@ class SimulatedEngine:
             return
         now_s = self._clock.now_s()
         self._held[command.task_id] = _Held(
-            command.lease_id, command.order, command.needs, command.generation, now_s + command.duration_s
+            command.lease_id,
+            command.order,
+            command.needs,
+            command.generation,
+            now_s + command.duration_s,
+            command.duration_s,
         )
         self._say(
             LeaseGranted(command.task_id, command.lease_id, self.engine, command.generation, command.needs)
@@ -165,6 +182,20 @@ class SimulatedEngine:
             if held.lease_id in wanted:
                 held.until_s = max(held.until_s, self._clock.now_s() + command.duration_s)
 
+    def census(self, command: TakeCensus) -> None:
+        self._advance()
+        now_s = self._clock.now_s()
+        term_seen = max((term for term, _ in self._generation.values()), default=0)
+        held = tuple(
+            HeldTask(
+                held.order, held.lease_id, held.generation, held.attempt or held.order.attempt, held.point is not None,
+                held.point.point_id if held.point else "", held.needs, self.engine, held.done_s(now_s),
+                held.base_s, max(0.0, held.until_s - now_s),
+            )
+            for held in self._held.values()
+        )  # fmt: skip
+        self._say(TasksHeld(self.engine, term_seen, command.asked_lease_s, held))
+
     def observe(self, after: int) -> list[tuple[int, Fact]]:
         self._advance()
         return list(enumerate(self._journal[after:], start=after + 1))
@@ -210,10 +241,11 @@ class SimulatedEngine:
         """When something happens here by itself."""
         times = []
         for held in self._held.values():
-            times.append(held.until_s)
             if held.stopping_s is not None:
                 times.append(held.stopping_s)
-            elif held.point is not None:
+                continue
+            times.append(held.park_at_s())
+            if held.point is not None:
                 times.append(held.end_s())
                 if self._behaviour.report_s:
                     times.append(held.next_report_s)
@@ -228,7 +260,7 @@ class SimulatedEngine:
                 self._stopped(held)
             elif held.point is not None and held.stopping_s is None and held.end_s() <= now_s:
                 self._exit(held, "done", "finished", held.end_s())
-            elif held.until_s <= now_s and held.stopping_s is None:
+            elif held.park_at_s() <= now_s and held.stopping_s is None:
                 if held.point is None:
                     del self._held[held.order.task_id]
                     why = "the lease lapsed before it was used"
@@ -237,6 +269,8 @@ class SimulatedEngine:
                     )
                 else:
                     self._begin_stop(held, "parked")
+                    if held.stopping_s is not None and held.stopping_s > held.until_s:
+                        held.stopping_s, held.stop_outcome = held.until_s, "lost"  # too slow: killed
             elif self._behaviour.report_s and held.point is not None and held.next_report_s <= now_s:
                 held.next_report_s = now_s + self._behaviour.report_s
                 self._say(self._progress(held, now_s))

@@ -3,10 +3,12 @@
 from dataclasses import replace
 
 from qipan.events import (
+    BoardStarted,
     CancelRequested,
     CapacityChanged,
     Command,
     CommandReceived,
+    EngineAttached,
     EngineLost,
     EngineOffered,
     Fact,
@@ -19,12 +21,15 @@ from qipan.events import (
     Resize,
     Start,
     Stop,
+    TakeCensus,
     TaskExited,
     TaskProgress,
+    TasksHeld,
     TaskStarted,
     TaskSubmitted,
 )
 from qipan.leases import EngineId, LeaseId, TaskId
+from qipan.scheduler import census
 from qipan.scheduler.state import (
     AfterStop,
     Draft,
@@ -34,6 +39,16 @@ from qipan.scheduler.state import (
     State,
     TaskState,
     ToEngine,
+    lease_for,
+)
+from qipan.scheduler.transitions import (
+    after_stop,
+    end,
+    give_back,
+    order_stop,
+    refuse,
+    release_stray,
+    to_queue,
 )
 
 #: a task lost so often in a row without a new checkpoint is taken for broken
@@ -42,6 +57,12 @@ LOSSES_MAX = 5
 
 def absorb(state: State, fact: Fact, draft: Draft) -> None:
     match fact:
+        case BoardStarted():
+            census.board_started(state, fact, draft)
+        case EngineAttached():
+            census.ask(state, fact.engine, draft)
+        case TasksHeld():
+            census.count(state, fact, draft)
         case TaskSubmitted():
             _submitted(state, fact, draft)
         case CancelRequested():
@@ -116,8 +137,13 @@ def _park(state: State, fact: ParkRequested, draft: Draft) -> None:
 
 
 def _command(state: State, command: Command, draft: Draft) -> None:
-    if command.term < state.term and not isinstance(command, Renew):
+    if isinstance(command, TakeCensus):
+        state.census_asked_s, state.census_term_seen = command.asked_lease_s, state.parent_term
+        state.parent_term = max(state.parent_term, command.term)
+        return
+    if command.term < state.parent_term:
         return  # an earlier reign
+    state.parent_term = command.term
     match command:
         case Reserve():
             _reserve(state, command, draft)
@@ -148,11 +174,11 @@ def _command(state: State, command: Command, draft: Draft) -> None:
                 generation=max(task.generation, command.generation),
             )
             state.tasks[task.task_id] = task
-            after = AfterStop.RETURN if command.park else AfterStop.END
+            then = AfterStop.RETURN if command.park else AfterStop.END
             if task.phase is Phase.QUEUED:
                 give_back(state, task, draft, command.why, cancelled=not command.park)
             else:
-                order_stop(state, task, draft, park=command.park, why=command.why, after=after)
+                order_stop(state, task, draft, park=command.park, why=command.why, after=then)
 
 
 def _reserve(state: State, command: Reserve, draft: Draft) -> None:
@@ -195,6 +221,7 @@ def _renew(state: State, command: Renew) -> None:
     for task_id, task in state.tasks.items():
         if task.parent is not None and task.parent.lease_id in wanted and until_s > task.parent.until_lease_s:
             state.tasks[task_id] = replace(task, parent=replace(task.parent, until_lease_s=until_s))
+            state.renewed_s = None  # leases below end with this one: they are renewed in this tick
 
 
 def _addressed(state: State, command: Start | Resize | Stop, draft: Draft) -> TaskState | None:
@@ -238,28 +265,24 @@ def _capacity(state: State, fact: CapacityChanged) -> None:
 def _renewal_asked(state: State, fact: RenewalAsked, draft: Draft) -> None:
     """Answer with the child's own stamp; count the lease from now, which is later than the stamp."""
     wanted = set(fact.lease_ids)
-    renewed = []
+    renewed: dict[float, list[LeaseId]] = {}  # seconds -> leases
     for task_id, task in state.tasks.items():
         if task.lease_id in wanted and task.engine == fact.engine and task.phase is not Phase.STOPPING:
-            if _parent_ran_out(state, task, draft):
+            duration_s = lease_for(state, task, draft.moment)
+            if duration_s <= 0:
                 continue
-            state.tasks[task_id] = replace(task, lease_until_s=draft.moment.lease_s + state.settings.lease_s)
-            renewed.append(task.lease_id)
-    if renewed:
-        command = Renew(
-            tuple(lease for lease in renewed if lease), state.term, state.settings.lease_s, fact.asked_lease_s
-        )
+            state.tasks[task_id] = replace(task, lease_until_s=draft.moment.lease_s + duration_s)
+            renewed.setdefault(duration_s, []).append(task.lease_id)
+    for duration_s, leases in sorted(renewed.items()):
+        command = Renew(tuple(leases), state.term, duration_s, fact.asked_lease_s)
         draft.commands.append(ToEngine(fact.engine, command))
-
-
-def _parent_ran_out(state: State, task: TaskState, draft: Draft) -> bool:
-    return task.parent is not None and draft.moment.lease_s >= task.parent.until_lease_s
 
 
 def _granted(state: State, fact: LeaseGranted, draft: Draft) -> None:
     task = _reported(state, fact.task_id, fact.engine, fact.lease_id)
     if task is None:
-        release_stray(state, fact, draft)
+        if fact.engine not in state.uncounted:  # else its census will say what it still holds
+            release_stray(state, fact.engine, fact.task_id, fact.lease_id, fact.generation, draft)
         return
     if task.phase is not Phase.RESERVING:
         return
@@ -286,7 +309,7 @@ def _lease_refused(state: State, fact: LeaseRefused, draft: Draft) -> None:
     if task is None:
         return
     if task.phase is Phase.STOPPING:  # it never had the lease, or has it no more: that is as good as stopped
-        _after_stop(state, task, draft)
+        after_stop(state, task, draft)
         return
     if task.phase is Phase.RESIZING:  # it goes on as before
         point = task.point()
@@ -388,7 +411,7 @@ def _exited(state: State, fact: TaskExited, draft: Draft) -> None:
             _say_lost(task, fact, lost_s, draft)
         state.tasks[task.task_id] = task  # the engine tries again inside the same lease
     elif task.phase is Phase.STOPPING:
-        _after_stop(state, task, draft, reported=True)
+        after_stop(state, task, draft, reported=True)
     else:
         if fact.outcome == "lost":
             _say_lost(task, fact, lost_s, draft)
@@ -417,90 +440,3 @@ def _reported(state: State, task_id: TaskId, engine: EngineId, lease_id: str) ->
     """The live task that this report is about, if the lease is still the one it holds there."""
     task = state.tasks.get(task_id)
     return task if task is not None and task.engine == engine and task.lease_id == lease_id else None
-
-
-# ---- transitions used by several facts and by placement --------------------------------------------------------------
-
-
-def order_stop(
-    state: State, task: TaskState, draft: Draft, *, park: bool, why: str, after: AfterStop
-) -> None:
-    """Tell the engine to stop; asking twice only changes what follows."""
-    engine, lease_id = task.engine, task.lease_id
-    assert engine is not None
-    assert lease_id is not None
-    task = replace(
-        task,
-        phase=Phase.STOPPING,
-        since_s=draft.moment.now_s,
-        generation=task.generation + 1,
-        after_stop=after,
-        stop_why=why,
-    )
-    state.tasks[task.task_id] = task
-    command = Stop(task.task_id, lease_id, state.term, task.generation, park, why)
-    draft.commands.append(ToEngine(engine, command))
-
-
-def _after_stop(state: State, task: TaskState, draft: Draft, *, reported: bool = False) -> None:
-    match task.after_stop:
-        case AfterStop.QUEUE:
-            state.tasks[task.task_id] = to_queue(task, draft)
-        case AfterStop.RETURN:
-            if reported:
-                state.tasks.pop(task.task_id)
-            else:
-                give_back(state, task, draft, task.stop_why)
-        case AfterStop.END:
-            end(state, task, "cancelled", draft, why=task.stop_why, report=not reported)
-
-
-def to_queue(task: TaskState, draft: Draft) -> TaskState:
-    return replace(
-        task,
-        phase=Phase.QUEUED,
-        since_s=draft.moment.now_s,
-        engine=None,
-        lease_id=None,
-        point_id="",
-        target_id="",
-        needs=(),
-        done_s=task.saved_s,
-    )
-
-
-def give_back(state: State, task: TaskState, draft: Draft, why: str, *, cancelled: bool = False) -> None:
-    """Return a task that holds nothing here to the parent."""
-    assert task.parent is not None
-    parent = task.parent
-    state.tasks.pop(task.task_id)
-    if cancelled:
-        state.over[task.task_id] = "cancelled"
-    refuse(state, task.task_id, parent.lease_id, max(task.generation, parent.generation), why, draft)
-
-
-def refuse(state: State, task_id: TaskId, lease_id: str, generation: int, why: str, draft: Draft) -> None:
-    draft.reports.append(LeaseRefused(task_id, LeaseId(lease_id), EngineId(state.board), generation, why))
-
-
-def end(state: State, task: TaskState, how: str, draft: Draft, *, why: str = "", report: bool = True) -> None:
-    state.tasks.pop(task.task_id, None)
-    state.over[task.task_id] = how
-    draft.ended.append((task.task_id, how))
-    if task.parent is not None and report:
-        refuse(state, task.task_id, task.parent.lease_id, task.generation, why or how, draft)
-    if how == "failed":
-        draft.because(task.task_id, "failed", why or "the task failed")
-
-
-def release_stray(state: State, fact: LeaseGranted, draft: Draft) -> None:
-    """A lease that nobody here wants any more is given back at once."""
-    command = Stop(
-        fact.task_id,
-        fact.lease_id,
-        state.term,
-        fact.generation + 1,
-        True,
-        "the board no longer wants this lease",
-    )
-    draft.commands.append(ToEngine(fact.engine, command))

@@ -11,11 +11,11 @@ from fnmatch import fnmatchcase
 from qipan.curves import Need, Point
 from qipan.events import Reserve, Resize, Start
 from qipan.leases import EngineId, LeaseId, Offer, Order
-from qipan.scheduler.absorb import give_back, order_stop
 from qipan.scheduler.allocate import Bidder, Candidate, allocate
 from qipan.scheduler.asks import engine_key, free_devices, price_of
 from qipan.scheduler.bids import progress_value, time_left_s, worth_of
-from qipan.scheduler.state import AfterStop, Draft, Phase, State, TaskState, ToEngine
+from qipan.scheduler.state import AfterStop, Draft, EngineState, Phase, State, TaskState, ToEngine, lease_for
+from qipan.scheduler.transitions import give_back, order_stop
 
 SECONDS_PER_HOUR = 3600
 
@@ -34,6 +34,8 @@ def start_granted(state: State, draft: Draft) -> None:
         if task.phase is not Phase.RESERVED or (task.parent is not None and not task.parent.started):
             continue
         assert task.engine is not None
+        if task.engine in state.uncounted:
+            continue
         assert task.lease_id is not None
         if state.engines[task.engine].chooses:
             points = tuple(usable_points(state, task, state.engines[task.engine].offers))
@@ -55,6 +57,15 @@ def start_granted(state: State, draft: Draft) -> None:
         draft.commands.append(ToEngine(task.engine, command))
 
 
+def _usable(state: State, *, chooses: bool) -> dict[EngineId, EngineState]:
+    """Engines that can be given tasks now."""
+    return {
+        engine: known
+        for engine, known in state.engines.items()
+        if known.chooses is chooses and not known.lost and engine not in state.uncounted
+    }
+
+
 # ---- leaves: one allocation for all tasks --------------------------------------------------------------------------
 
 
@@ -68,9 +79,7 @@ class Seat:
 
 
 def allocate_leaves(state: State, draft: Draft) -> None:
-    leaves = {
-        engine: known for engine, known in state.engines.items() if not known.chooses and not known.lost
-    }
+    leaves = _usable(state, chooses=False)
     if not leaves:
         return
     movable = [task for task in state.tasks.values() if _movable(state, task)]
@@ -112,6 +121,8 @@ def _movable(state: State, task: TaskState) -> bool:
         return True
     if task.phase is not Phase.RUNNING or task.engine is None or state.engines[task.engine].chooses:
         return False
+    if task.engine in state.uncounted:
+        return False
     return task.order.elastic and state.settings.elastic and task.order.preemptible
 
 
@@ -119,7 +130,7 @@ def _bidder(state: State, task: TaskState, draft: Draft, seats: dict[tuple[str, 
     owner = worth_of(task.order, task.done_s, draft.moment.now_s)
     candidates, current_key = [], None
     for engine, known in sorted(state.engines.items()):
-        if known.chooses or known.lost or _refused(task, engine, draft):
+        if known.chooses or known.lost or engine in state.uncounted or _refused(task, engine, draft):
             continue
         if task.phase is Phase.RUNNING and engine != task.engine:
             continue
@@ -186,7 +197,7 @@ def _keep_or_change(state: State, task: TaskState, seat: Seat | None, draft: Dra
 
 
 def ask_boards(state: State, draft: Draft) -> None:
-    boards = {engine: known for engine, known in state.engines.items() if known.chooses and not known.lost}
+    boards = _usable(state, chooses=True)
     if not boards:
         return
     waiting = [task for task in state.tasks.values() if task.phase is Phase.QUEUED]
@@ -265,7 +276,13 @@ def _reserve(
         why_waiting="",
     )
     state.tasks[task.task_id] = task
-    order = replace(task.order, saved_s=task.saved_s, attempt=task.attempt)
+    order = replace(
+        task.order,
+        saved_s=task.saved_s,
+        attempt=task.attempt,
+        fence=(*task.order.fence, state.term, task.generation),
+        above=task.parent.lease_id if task.parent is not None else "",
+    )
     draft.because(
         task.task_id,
         "placed",
@@ -276,7 +293,13 @@ def _reserve(
         bid_micro_cny_per_device_hour=task.order.bid_micro_cny_per_device_hour,
     )
     command = Reserve(
-        task.task_id, lease_id, state.term, task.generation, order, needs, state.settings.lease_s
+        task.task_id,
+        lease_id,
+        state.term,
+        task.generation,
+        order,
+        needs,
+        lease_for(state, task, draft.moment),
     )
     draft.commands.append(ToEngine(engine, command))
 

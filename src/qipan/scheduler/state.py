@@ -9,6 +9,11 @@ from qipan.events import Command, Fact
 from qipan.hardware import BoardId
 from qipan.leases import EngineId, LeaseId, Offer, Order, Reason, TaskId
 
+#: renewal is asked for every sixth of a lease.  A lease ends no later than the one above it, so on the third level at
+#: least half is left between renewals: less than that may be set aside for parking
+RENEW_SHARE = 1 / 6
+PARKING_SHARE = 0.25
+
 
 class Phase(StrEnum):
     QUEUED = "queued"  # no lease below
@@ -103,20 +108,28 @@ class Settings:
 @dataclass(slots=True)
 class State:
     """`tasks`: every task not over.  `over`: task -> how it ended.  `sent_down`: engine -> (chip class, site) ->
-    devices ordered since its last offer."""
+    devices ordered since its last offer.  `uncounted`: engines that have not said yet what they hold; nothing is
+    placed there.  `quarantine_until_s`: until then nothing is placed anywhere (see `census`)."""
 
     board: BoardId
     settings: Settings = Settings()
     top: bool = True  # no parent is attached
-    term: int = 1
+    term: int = 0
     tick: int = 0
+    parent_term: int = 0  # the highest that was heard from above
+    uncounted: dict[EngineId, float] = field(default_factory=dict)  # -> when it was asked, on the lease clock
+    quarantine_until_s: float | None = None  # on the lease clock
+    census_asked_s: float | None = None  # the parent's question that waits for an answer: its stamp
+    census_term_seen: int = 0
     engines: dict[EngineId, EngineState] = field(default_factory=dict)
     tasks: dict[TaskId, TaskState] = field(default_factory=dict)
     over: dict[TaskId, str] = field(default_factory=dict)
     sent_down: dict[str, int] = field(default_factory=dict)
     parked: bool = False
     published: tuple[Offer, ...] = ()
-    renewed_s: float = 0.0  # when leases at directly called engines were last renewed
+    renewed_s: float | None = (
+        None  # when leases at directly called engines were last renewed; None: do so now
+    )
     asked_s: float = 0.0  # when renewal was last asked from the parent
     lease_sequence: int = 0
 
@@ -148,6 +161,19 @@ class Decision:
     reasons: tuple[Reason, ...] = ()
     ended: tuple[tuple[TaskId, str], ...] = ()
     wake_s: float | None = None
+
+
+def lease_for(state: State, task: TaskState, moment: Moment) -> float:
+    """Seconds that a lease given now for the task may last: never beyond the one it is held under from above."""
+    if task.parent is None:
+        return state.settings.lease_s
+    return max(0.0, min(state.settings.lease_s, task.parent.until_lease_s - moment.lease_s))
+
+
+def parking_s(task: TaskState, lease_s: float) -> float:
+    """How long before its lease's end a task is told to park, so that it has ended by then."""
+    point = task.point()
+    return min(point.stop_s, lease_s * PARKING_SHARE) if point is not None else 0.0
 
 
 @dataclass(slots=True)
