@@ -11,11 +11,13 @@ from qipan.twin import (
     Happening,
     World,
     arrivals,
+    back_up,
     build_world,
     check_end,
     check_world,
     crash,
     kill_task,
+    restore,
 )
 from worlds import FAST, SLOW, TARIFF, nation, order, random_orders
 
@@ -107,6 +109,60 @@ def test_a_cut_off_child_keeps_working_until_its_lease_ends_and_nothing_runs_twi
     assert world.tree.root.state.over == {TaskId("a"): "done"}
     assert len(lives) == 2, lives
     assert lives[0][5] <= lives[1][4], "the second began after the first had ended"
+
+
+def run_loss(seed: int) -> World:
+    """A board's machine is lost while forty tasks come in: it starts again from an old copy of its store (even
+    seeds) or from nothing, over bad links."""
+    rng = named_random(seed, "loss")
+    world = build_world(nation(), seed=seed, faults=Faults(lose=0.1, delay=0.2, repeat=0.1))
+    world.after_step.append(check_world)
+    orders = random_orders(named_random(seed, "orders"), 40, 300.0)
+    board, lost_s = BOARDS[seed % len(BOARDS)], rng.uniform(50, 400)
+    world.happenings = [*arrivals(orders), Happening(lost_s, "loss", restore(board))]
+    if seed // len(BOARDS) % 2 == 0:
+        world.happenings.append(Happening(rng.uniform(0, lost_s), "copy", back_up(board)))
+    try:
+        world.run(until_s=50_000)
+        check_end(world, {order.task_id for order in orders})
+        assert set(world.tree.root.state.over.values()) == {"done"}
+        assert world.all_over()
+    except BaseException as error:
+        error.add_note(f"seed {seed}: repeat with `pytest tests/test_twin.py -k 'machine and {seed}'`")
+        raise
+    return world
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(24))
+def test_a_board_whose_machine_is_lost_finds_its_tasks_again(seed):
+    run_loss(seed)
+
+
+def test_a_top_board_restored_from_nothing_finds_the_running_task_and_bills_it():
+    world = build_world(nation(), seed=1)
+    world.after_step.append(check_world)
+    world.happenings = [
+        *arrivals([order("a", work_s=300.0, counts=(4,))]),
+        Happening(100.0, "loss", restore("cn")),
+    ]
+    world.run(until_s=5000)
+    assert world.tree.root.state.over == {TaskId("a"): "done"}
+    assert len(world.simulated("dc1").lifetimes) == 1, "it ran on, untouched"
+    assert world.tree.root.state.term == 2, "above the term that the children had heard"
+    check_end(world, {TaskId("a")})
+
+
+def test_a_task_that_ended_after_the_backup_is_not_run_again():
+    world = build_world(nation(), seed=1)
+    world.happenings = [
+        *arrivals([order("a", work_s=50.0)]),
+        Happening(10.0, "copy", back_up("cn")),
+        Happening(500.0, "loss", restore("cn")),
+    ]
+    world.run(until_s=5000)
+    assert world.tree.root.state.over == {TaskId("a"): "done"}
+    assert len(world.simulated("dc1").lifetimes) == 1
 
 
 def test_the_same_seed_gives_a_byte_identical_log():

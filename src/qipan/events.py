@@ -156,12 +156,14 @@ class HeldTask:
 @dataclass(frozen=True, slots=True)
 class TasksHeld:
     """The answer to TakeCensus: everything held, after every report numbered before it.  `term_seen` is the highest
-    term that was heard of before the question; `asked_lease_s` is the question's stamp."""
+    term that was heard of before the question; `asked_lease_s` is the question's stamp; `over` how tasks ended
+    here, so that a restored board does not run them again."""
 
     engine: EngineId
     term_seen: int
     asked_lease_s: float
     held: tuple[HeldTask, ...]
+    over: tuple[tuple[TaskId, str], ...] = ()
     kind: ClassVar[str] = "tasks_held"
     cause: ClassVar[bool] = False
 
@@ -289,6 +291,7 @@ class TaskProgress:
 
 
 Outcome = Literal["done", "failed", "parked", "resized", "lost", "cancelled"]
+FINAL = ("done", "failed", "cancelled")  # after these a task is over
 
 
 @dataclass(frozen=True, slots=True)

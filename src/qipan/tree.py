@@ -45,8 +45,7 @@ class Tree:
         spec = next(spec for spec in self.spec.walk() if spec.board == board)
         parent = next((above.board for above in self.spec.walk() if spec in above.children), None)
         store = self.stores[board]
-        incarnation = int(store.get("incarnation") or "0") + 1
-        store.put("incarnation", str(incarnation))
+        incarnation = next_incarnation(store, self.clock)
         engines: dict[EngineId, Engine] = {}
         if board in self.engines:
             engines[self.engines[board].engine] = self.engines[board]
@@ -56,6 +55,13 @@ class Tree:
         link = ParentLink(self.carriers[board, parent], incarnation) if parent is not None else None
         books = self.make_books() if parent is None and self.make_books else None
         self.controllers[board] = Controller(board, store, self.clock, engines, link, self.settings, books)
+
+
+def next_incarnation(store: Store, clock: Clock) -> int:
+    """Higher than at every earlier start; the time makes it so for a store that was restored, too."""
+    incarnation = max(int(store.get("incarnation") or "0") + 1, round(clock.now_s() * 1e6))
+    store.put("incarnation", str(incarnation))
+    return incarnation
 
 
 def build_tree(

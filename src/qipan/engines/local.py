@@ -23,6 +23,7 @@ from qipan.clock import Clock
 from qipan.curves import Need, Point
 from qipan.engines import devices as chips
 from qipan.events import (
+    FINAL,
     EngineOffered,
     Fact,
     HeldTask,
@@ -109,6 +110,7 @@ class LocalEngine:
         self._pools = {pool.chip_class: pool for pool in board.pools}
         self._journal: list[Fact] = []
         self._exited: set[tuple[str, int]] = set()
+        self._over: dict[TaskId, str] = {}
         self._commands: dict[TaskId, tuple[int, int]] = {}
         self._held: dict[TaskId, Held] = {}
         self._reading: dict[TaskId, Reading] = {}
@@ -127,6 +129,7 @@ class LocalEngine:
 
     def reserve(self, command: Reserve) -> None:
         if not self._newer(command.task_id, command.term, command.generation):
+            self._refuse_stale(command)
             return
         need = command.needs[0]
         free = self._free(need.chip_class)
@@ -208,7 +211,8 @@ class LocalEngine:
             )
             for held in self._held.values()
         )  # fmt: skip
-        self._say(TasksHeld(self.engine, term_seen, command.asked_lease_s, held))
+        over = tuple((task_id, how) for task_id, how in self._over.items() if task_id not in self._held)
+        self._say(TasksHeld(self.engine, term_seen, command.asked_lease_s, held, over))
 
     def observe(self, after: int) -> list[tuple[int, Fact]]:
         for task_id in sorted(self._held):
@@ -415,7 +419,7 @@ class LocalEngine:
             self._usage(held, began_s, end_s, ended=True), final=outcome != "resized",
         )  # fmt: skip
         if (task_id, held.attempt) not in self._exited:
-            self._exited.add((task_id, held.attempt))
+            self._noted(fact)
             self._say(fact)
         if outcome == "resized":
             assert held.resize is not None
@@ -501,6 +505,14 @@ class LocalEngine:
             return None
         return held
 
+    def _refuse_stale(self, command: Reserve) -> None:
+        """A new lease counted lower than what was heard (the board was restored): tell it how far the count is."""
+        held = self._held.get(command.task_id)
+        if held is None or held.lease_id != command.lease_id:
+            generation = self._commands[command.task_id][1]
+            why = f"the task's commands have reached {generation} here"
+            self._say(LeaseRefused(command.task_id, command.lease_id, self.engine, generation, why))
+
     def _newer(self, task_id: TaskId, term: int, generation: int) -> bool:
         if (term, generation) <= self._commands.get(task_id, (0, 0)):
             return False
@@ -526,6 +538,11 @@ class LocalEngine:
             file.write(encode(fact) + b"\n")
         self._journal.append(fact)
 
+    def _noted(self, fact: TaskExited) -> None:
+        self._exited.add((fact.task_id, fact.attempt))
+        if fact.outcome in FINAL:
+            self._over[fact.task_id] = fact.outcome
+
     def _read_back(self) -> None:
         journal = self.folder / "journal.jsonl"
         if journal.exists():
@@ -538,7 +555,7 @@ class LocalEngine:
                 assert isinstance(fact, Fact)
                 self._journal.append(fact)
                 if isinstance(fact, TaskExited):
-                    self._exited.add((fact.task_id, fact.attempt))
+                    self._noted(fact)
         path = self.folder / "held.json"
         if path.exists():
             kind = tuple[dict[TaskId, Held], dict[TaskId, tuple[int, int]]]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from qipan.clock import Clock
 from qipan.curves import Need, Point
 from qipan.events import (
+    FINAL,
     CapacityChanged,
     EngineOffered,
     Fact,
@@ -104,6 +105,8 @@ class SimulatedEngine:
         self._held: dict[TaskId, _Held] = {}
         self._generation: dict[TaskId, tuple[int, int]] = {}
         self._checkpoints: dict[TaskId, float] = {}
+        self._over: dict[TaskId, str] = {}
+        self.finished: list[TaskId] = []
         #: every attempt that ran: (task, attempt, chip class, devices, start, end)
         self.lifetimes: list[tuple[TaskId, int, ChipClassId, int, float, float]] = []
 
@@ -111,6 +114,7 @@ class SimulatedEngine:
 
     def reserve(self, command: Reserve) -> None:
         if not self._newer(command.task_id, command.term, command.generation):
+            self._refuse_stale(command)
             return
         free = self.free()
         short = [need for need in command.needs if free.get(need.chip_class, 0) < need.devices]
@@ -194,7 +198,8 @@ class SimulatedEngine:
             )
             for held in self._held.values()
         )  # fmt: skip
-        self._say(TasksHeld(self.engine, term_seen, command.asked_lease_s, held))
+        over = tuple((task_id, how) for task_id, how in self._over.items() if task_id not in self._held)
+        self._say(TasksHeld(self.engine, term_seen, command.asked_lease_s, held, over))
 
     def observe(self, after: int) -> list[tuple[int, Fact]]:
         self._advance()
@@ -329,6 +334,10 @@ class SimulatedEngine:
         )  # fmt: skip
         if not keep:
             del self._held[task_id]
+        if outcome in FINAL:
+            self._over[task_id] = outcome
+        if outcome == "done":
+            self.finished.append(task_id)
 
     def _saved_s(self, held: _Held, now_s: float) -> float:
         """Work in the newest checkpoint: one every `checkpoint_s` of running."""
@@ -359,6 +368,14 @@ class SimulatedEngine:
             self._say(LeaseRefused(command.task_id, command.lease_id, self.engine, command.generation, why))
             return None
         return held
+
+    def _refuse_stale(self, command: Reserve) -> None:
+        """A new lease counted lower than what was heard (the board was restored): tell it how far the count is."""
+        held = self._held.get(command.task_id)
+        if held is None or held.lease_id != command.lease_id:
+            generation = self._generation[command.task_id][1]
+            why = f"the task's commands have reached {generation} here"
+            self._say(LeaseRefused(command.task_id, command.lease_id, self.engine, generation, why))
 
     def _newer(self, task_id: TaskId, term: int, generation: int) -> bool:
         if (term, generation) <= self._generation.get(task_id, (0, 0)):

@@ -1,6 +1,6 @@
 """An owner's books at its topmost board: facts become transfers.
 
-submitted   tenant -> hold of the task
+submitted   tenant -> hold of the task (a task found running after a restore is held for in the same way)
 attempt ended   hold -> provider, device-seconds at the posted tariff (beyond the hold: from the tenant)
 task over   what is left of the hold -> tenant
 """
@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from qipan.events import Fact, TaskExited, TaskSubmitted
-from qipan.leases import TaskId, Usage
+from qipan.events import Fact, TaskExited, TasksHeld, TaskSubmitted
+from qipan.leases import Order, TaskId, Usage
 from qipan.ledger.receipt import cost_micro_cny
 from qipan.ledger.transfer import Transfer, move
 
@@ -34,6 +34,13 @@ class _State:
     charged: set[str] = field(default_factory=set)
 
 
+def hold_of_bid(order: Order) -> int:
+    """Micro-CNY of a task's work at its bid, at its most efficient point."""
+    best = min(order.curve.points, key=lambda point: (-point.rate / point.devices, point.point_id))
+    device_hours = order.curve.work_s / best.rate * best.devices / 3600
+    return round(order.bid_micro_cny_per_device_hour * device_hours)
+
+
 class Books:
     """Every fact may come twice; a key is posted once."""
 
@@ -43,9 +50,13 @@ class Books:
 
     def postings(self, fact: Fact, now_s: float) -> Sequence[Transfer]:
         if isinstance(fact, TaskSubmitted):
-            return self._hold(fact)
+            return self._hold(fact.order, fact.hold_micro_cny)
         if isinstance(fact, TaskExited):
             return self._charge(fact.usage)
+        if isinstance(fact, TasksHeld):
+            return [
+                transfer for held in fact.held for transfer in self._hold(held.order, hold_of_bid(held.order))
+            ]
         return ()
 
     def task_over(self, task_id: TaskId) -> Sequence[Transfer]:
@@ -62,15 +73,15 @@ class Books:
             ),
         )
 
-    def _hold(self, fact: TaskSubmitted) -> Sequence[Transfer]:
-        task_id, tenant = fact.order.task_id, fact.order.tenant
+    def _hold(self, order: Order, hold_micro_cny: int) -> Sequence[Transfer]:
+        task_id, tenant = order.task_id, order.tenant
         if task_id in self._state.tenant:
             return ()
         self._state.tenant[task_id] = tenant
-        self._state.held[task_id] = fact.hold_micro_cny
-        if fact.hold_micro_cny == 0:
+        self._state.held[task_id] = hold_micro_cny
+        if hold_micro_cny == 0:
             return ()
-        return (move(f"hold/{task_id}", task_id, f"tenant/{tenant}", f"hold/{task_id}", fact.hold_micro_cny),)
+        return (move(f"hold/{task_id}", task_id, f"tenant/{tenant}", f"hold/{task_id}", hold_micro_cny),)
 
     def _charge(self, usage: Usage) -> Sequence[Transfer]:
         key = f"charge/{usage.task_id}/{usage.attempt}"

@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 from qipan.events import (
+    FINAL,
     BoardStarted,
     CancelRequested,
     CapacityChanged,
@@ -308,6 +309,7 @@ def _lease_refused(state: State, fact: LeaseRefused, draft: Draft) -> None:
     task = _reported(state, fact.task_id, fact.engine, fact.lease_id)
     if task is None:
         return
+    task = replace(task, generation=max(task.generation, fact.generation))
     if task.phase is Phase.STOPPING:  # it never had the lease, or has it no more: that is as good as stopped
         after_stop(state, task, draft)
         return
@@ -389,7 +391,7 @@ def _exited(state: State, fact: TaskExited, draft: Draft) -> None:
         lost_s=task.lost_s + lost_s,
     )
     state.tasks[task.task_id] = task
-    over = fact.outcome in ("done", "failed", "cancelled")
+    over = fact.outcome in FINAL
     if task.parent is not None:
         stays = not over and not (task.phase is Phase.STOPPING and task.after_stop is AfterStop.RETURN)
         draft.reports.append(

@@ -1,7 +1,17 @@
 """The digital twin: the real controllers, a manual clock, simulated engines."""
 
 from qipan.twin.check import Violation, check_end, check_world
-from qipan.twin.world import Faults, Happening, World, arrivals, build_world, crash, kill_task
+from qipan.twin.world import (
+    Faults,
+    Happening,
+    World,
+    arrivals,
+    back_up,
+    build_world,
+    crash,
+    kill_task,
+    restore,
+)
 
 __all__ = [
     "Faults",
@@ -9,9 +19,11 @@ __all__ = [
     "Violation",
     "World",
     "arrivals",
+    "back_up",
     "build_world",
     "check_end",
     "check_world",
     "crash",
     "kill_task",
+    "restore",
 ]

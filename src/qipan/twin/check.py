@@ -39,11 +39,16 @@ def check_world(world: World) -> None:
 
 
 def check_end(world: World, submitted: set[TaskId]) -> None:
-    """At the end of a run: every task is over at the top and was done once."""
+    """At the end of a run: every task is over at the top and was done once; the ledger agrees with the engines.
+    After the top's machine was lost, what only it knew is gone, and so are charges since its backup."""
     over = world.tree.root.state.over
-    missing = submitted - set(over) - set(world.tree.root.state.tasks)
+    missing = submitted - set(over) - set(world.tree.root.state.tasks) - world.gone
     if missing:
         raise Violation(f"lost: {sorted(missing)}")
+    finished = [task for board in sorted(world.tree.engines) for task in world.simulated(board).finished]
+    twice = sorted({task for task in finished if finished.count(task) > 1})
+    if twice:
+        raise Violation(f"done twice: {twice}")
     _check_ledger(world)
 
 
@@ -62,7 +67,8 @@ def _check_ledger(world: World) -> None:
         )
         paid = sum(balance for account, _, balance in balances if account == f"provider/{board}")
         attempts = len(world.simulated(board).lifetimes)
-        if not world.tree.root.state.tasks and abs(paid - ran) > attempts:
+        wrong = paid - ran > attempts if world.restored else abs(paid - ran) > attempts
+        if not world.tree.root.state.tasks and wrong:
             raise Violation(
                 f"{board} was paid {paid}, its engine ran for {ran:.0f} micro-CNY in {attempts} attempts"
             )

@@ -12,8 +12,8 @@ from qipan.events import TaskSubmitted
 from qipan.hardware import BoardId, BoardSpec
 from qipan.leases import EngineId, Offer, Order, TaskId
 from qipan.ledger import Books, Tariff
+from qipan.ledger.books import hold_of_bid
 from qipan.scheduler import Settings
-from qipan.scheduler.bids import most_efficient
 from qipan.store import Store
 from qipan.tree import Tree, build_tree
 
@@ -43,12 +43,13 @@ class World:
     happenings: list[Happening] = field(default_factory=list)
     after_step: "list[Callable[[World], None]]" = field(default_factory=list)
     steps: int = 0
+    backups: dict[BoardId, Store] = field(default_factory=dict)
+    restored: bool = False
+    gone: set[TaskId] = field(default_factory=set)  # known only to a board when its machine was lost
 
     def submit(self, order: Order, at: BoardId | None = None) -> None:
         controller = self.tree.controllers[at] if at else self.tree.root
-        best = most_efficient(order.curve)
-        hours = order.curve.work_s / best.rate * best.devices / 3600
-        controller.accept(TaskSubmitted(order, round(order.bid_micro_cny_per_device_hour * hours)))
+        controller.accept(TaskSubmitted(order, hold_of_bid(order)))
 
     def simulated(self, board: BoardId) -> SimulatedEngine:
         engine = self.tree.engines[board]
@@ -156,6 +157,30 @@ def pool_offers(board: BoardSpec) -> tuple[Offer, ...]:
 def crash(board: BoardId) -> Callable[[World], None]:
     """The board's process dies and is started again from its store."""
     return lambda world: world.tree.start(board)
+
+
+def back_up(board: BoardId) -> Callable[[World], None]:
+    """Copy the board's store, for `restore`."""
+
+    def act(world: World) -> None:
+        world.backups[board] = world.tree.stores[board].copy_to(None)
+
+    return act
+
+
+def restore(board: BoardId) -> Callable[[World], None]:
+    """The board's machine is lost; it starts again from its last backup, or from nothing if there is none."""
+
+    def act(world: World) -> None:
+        state = world.tree.controllers[board].state
+        world.restored = True
+        if state.top:
+            world.gone |= {task_id for task_id, task in state.tasks.items() if task.engine is None}
+        world.tree.stores[board].close()
+        world.tree.stores[board] = world.backups.pop(board) if board in world.backups else Store(None)
+        world.tree.start(board)
+
+    return act
 
 
 def kill_task(board: BoardId, pick: int) -> Callable[[World], None]:

@@ -1,0 +1,87 @@
+"""What several facts and placement do to a task: stop it, queue it, give it back, end it."""
+
+from dataclasses import replace
+
+from qipan.events import LeaseRefused, Stop
+from qipan.leases import EngineId, LeaseId, TaskId
+from qipan.scheduler.state import AfterStop, Draft, Phase, State, TaskState, ToEngine
+
+
+def order_stop(
+    state: State, task: TaskState, draft: Draft, *, park: bool, why: str, after: AfterStop
+) -> None:
+    """Tell the engine to stop; asking twice only changes what follows."""
+    engine, lease_id = task.engine, task.lease_id
+    assert engine is not None
+    assert lease_id is not None
+    task = replace(
+        task,
+        phase=Phase.STOPPING,
+        since_s=draft.moment.now_s,
+        generation=task.generation + 1,
+        after_stop=after,
+        stop_why=why,
+    )
+    state.tasks[task.task_id] = task
+    command = Stop(task.task_id, lease_id, state.term, task.generation, park, why)
+    draft.commands.append(ToEngine(engine, command))
+
+
+def after_stop(state: State, task: TaskState, draft: Draft, *, reported: bool = False) -> None:
+    match task.after_stop:
+        case AfterStop.QUEUE:
+            state.tasks[task.task_id] = to_queue(task, draft)
+        case AfterStop.RETURN:
+            if reported:
+                state.tasks.pop(task.task_id)
+            else:
+                give_back(state, task, draft, task.stop_why)
+        case AfterStop.END:
+            end(state, task, "cancelled", draft, why=task.stop_why, report=not reported)
+
+
+def to_queue(task: TaskState, draft: Draft) -> TaskState:
+    return replace(
+        task,
+        phase=Phase.QUEUED,
+        since_s=draft.moment.now_s,
+        engine=None,
+        lease_id=None,
+        point_id="",
+        target_id="",
+        needs=(),
+        done_s=task.saved_s,
+    )
+
+
+def give_back(state: State, task: TaskState, draft: Draft, why: str, *, cancelled: bool = False) -> None:
+    """Return a task that holds nothing here to the parent."""
+    assert task.parent is not None
+    parent = task.parent
+    state.tasks.pop(task.task_id)
+    if cancelled:
+        state.over[task.task_id] = "cancelled"
+    refuse(state, task.task_id, parent.lease_id, max(task.generation, parent.generation), why, draft)
+
+
+def refuse(state: State, task_id: TaskId, lease_id: str, generation: int, why: str, draft: Draft) -> None:
+    draft.reports.append(LeaseRefused(task_id, LeaseId(lease_id), EngineId(state.board), generation, why))
+
+
+def end(state: State, task: TaskState, how: str, draft: Draft, *, why: str = "", report: bool = True) -> None:
+    state.tasks.pop(task.task_id, None)
+    state.over[task.task_id] = how
+    draft.ended.append((task.task_id, how))
+    if task.parent is not None and report:
+        refuse(state, task.task_id, task.parent.lease_id, task.generation, why or how, draft)
+    if how == "failed":
+        draft.because(task.task_id, "failed", why or "the task failed")
+
+
+def release_stray(
+    state: State, engine: EngineId, task_id: TaskId, lease_id: LeaseId, generation: int, draft: Draft
+) -> None:
+    """A lease that nobody here wants any more is given back at once."""
+    why = "the board no longer wants this lease"
+    command = Stop(task_id, lease_id, state.term, generation + 1, True, why)
+    draft.commands.append(ToEngine(engine, command))
