@@ -1,10 +1,13 @@
 # `make demo` and `make test` do all their own set-up.
 PY := .venv/bin/python
 
-.PHONY: setup demo test style check bench endurance lock
+.PHONY: setup setup-test demo test style check bench endurance lock
 
 setup:
-	@bash scripts/setup.sh
+	@bash scripts/setup.sh demo
+
+setup-test:
+	@bash scripts/setup.sh test
 
 demo: setup
 	@.venv/bin/qipan demo
@@ -13,7 +16,7 @@ demo: setup
 test: style
 	@$(PY) -m pytest -m "not endurance"
 
-style: setup
+style: setup-test
 	@.venv/bin/ruff format --check .
 	@.venv/bin/ruff check .
 	@.venv/bin/mypy
@@ -23,10 +26,10 @@ style: setup
 check: style
 	@$(PY) -m pytest -m "not slow and not endurance"
 
-endurance: setup
+endurance: setup-test
 	@$(PY) -m pytest -m endurance --timeout 7200
 
-bench: setup
+bench: setup-test
 	@$(PY) -m benchmarks.twin --json /dev/stdout
 
 lock:

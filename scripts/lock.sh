@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Writes requirements.lock (everything) and requirements-base.lock (the base install) from pyproject.toml.
+# Writes the locks from pyproject.toml: requirements.lock (everything), requirements-demo.lock (what `make demo` and a
+# board need) and requirements-base.lock (the base install), at the same versions.
 # torch is locked to the CPU build of 2.13.0: a range would bring gigabytes of CUDA packages.
 set -euo pipefail
 cd "$(dirname "$0")/.."
@@ -8,5 +9,7 @@ python=.venv/bin/python
 compile() { "$python" -m uv pip compile --quiet --generate-hashes --no-header --no-annotate --python-version 3.11 "$@"; }
 links=()
 [ -n "${PIP_FIND_LINKS:-}" ] && links=(--find-links "$PIP_FIND_LINKS")
-compile pyproject.toml -o requirements-base.lock
-compile "${links[@]}" --extra server --extra train --extra check --extra dev pyproject.toml -o requirements.lock
+everything=(--extra server --extra train --extra check --extra postgres --extra ray --extra mcp --extra docs --extra dev)
+compile "${links[@]}" "${everything[@]}" pyproject.toml -o requirements.lock
+compile "${links[@]}" -c requirements.lock --extra server --extra train pyproject.toml -o requirements-demo.lock
+compile -c requirements.lock pyproject.toml -o requirements-base.lock

@@ -41,5 +41,5 @@ def test_the_base_install_is_small_and_answers(tmp_path):
 
 
 def test_the_lock_names_no_host():
-    for name in ("requirements.lock", "requirements-base.lock"):
+    for name in ("requirements.lock", "requirements-demo.lock", "requirements-base.lock"):
         assert "://" not in Path(name).read_text()
