@@ -1,94 +1,18 @@
-"""Plain processes on this machine, one supervisor (shim) per attempt.
+"""Plain processes on this machine: a leaf engine whose devices are shares of cores (or the machine's own chips)."""
 
-Everything durable lies in one folder: `journal.jsonl` (every fact, numbered by its line), `held.json` (leases), and
-`attempts/TASK-N/`.  The board's process may die at any time: tasks run on under their shims, and the next engine
-on the folder takes them up again.
-"""
-
-import hashlib
-import json
-import os
-import re
-import socket
 import subprocess
 import sys
-import time
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
-
-import msgspec
 
 from qipan.clock import Clock
-from qipan.curves import Need, Point
 from qipan.engines import devices as chips
-from qipan.events import (
-    FINAL,
-    EngineOffered,
-    Fact,
-    HeldTask,
-    LeaseGranted,
-    LeaseRefused,
-    Outcome,
-    Renew,
-    Reserve,
-    Resize,
-    Start,
-    Stop,
-    TakeCensus,
-    TaskExited,
-    TaskProgress,
-    TasksHeld,
-    TaskStarted,
-    decode,
-    encode,
-)
+from qipan.engines.leaf import Hold, Holding, LeafEngine, free_port, read_json, torchrun
 from qipan.hardware import BoardSpec, ChipClassId
-from qipan.leases import EngineId, LeaseId, Offer, Order, TaskId, Usage
-from qipan.workload import Launch
-
-PROGRESS_S = 1.0
-STOP_GRACE_S = 30.0
-PARK_S = 5.0  # a checkpoint is given at least so long, of a lease that is long enough
-PARKING_SHARE = 0.25  # of a lease at most: so much is set aside at its end for parking
-START_S = 5.0  # a supervisor that has given no sign for so long is looked for
-KILLED = re.compile(
-    r"exitcode\s*:\s*-9|Signal 9 \(SIGKILL\)|Connection closed by peer|Connection reset by peer"
-)
+from qipan.leases import EngineId
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
-    """One lease on disk.  `devices` are indices into the pool of its chip class.  `attempt` 0: not started."""
-
-    lease_id: LeaseId
-    term: int
-    generation: int
-    order: Order
-    needs: tuple[Need, ...]
-    devices: tuple[int, ...]
-    until_lease_s: float
-    lease_s: float  # how long it was given for
-    point_id: str = ""
-    attempt: int = 0
-    saved_s: float = 0.0
-    stop_outcome: str = ""  # "parked" or "cancelled" once a stop was ordered
-    resize: Resize | None = None
-
-
-@dataclass(slots=True)
-class Reading:
-    """How far an attempt's events file was read."""
-
-    offset: int = 0
-    done_s: float = 0.0
-    reported_s: float = 0.0
-    started: bool = False
-    finished: bool = False
-    waited_since_s: float = 0.0  # for the supervisor's first sign
-
-
-class LocalEngine:
+class LocalEngine(LeafEngine):
     """`quotas` False holds chips to their shares by a duty cycle even where cgroups could; None: by what is there."""
 
     def __init__(
@@ -100,536 +24,77 @@ class LocalEngine:
         checkpoints: Path,
         quotas: bool | None = None,
     ) -> None:
-        self.engine = engine
-        self.folder = folder
-        self._board = board
-        self._clock = clock
-        self._checkpoints = checkpoints
-        self._quotas = chips.quotas_available() if quotas is None else quotas
-        (folder / "attempts").mkdir(parents=True, exist_ok=True)
+        super().__init__(engine, board, folder, clock, checkpoints, Processes(board, quotas))
+
+
+class Processes:
+    """The launcher of this machine: one supervisor (shim) in a session of its own per attempt."""
+
+    def __init__(self, board: BoardSpec, quotas: bool | None = None) -> None:
         self._pools = {pool.chip_class: pool for pool in board.pools}
-        self._journal: list[Fact] = []
-        self._exited: set[tuple[str, int]] = set()
-        self._over: dict[TaskId, str] = {}
-        self._commands: dict[TaskId, tuple[int, int]] = {}
-        self._held: dict[TaskId, Held] = {}
-        self._reading: dict[TaskId, Reading] = {}
-        self._read_back()
+        self._quotas = chips.quotas_available() if quotas is None else quotas
         self._shims: list[subprocess.Popen[bytes]] = []
         #: groups whose attempt ended; removed once their last process has left
-        in_use = {str(chips.ROOT / self._group_name(held)) for held in self._held.values()}
-        self._empty_groups = [group for group in chips.groups(self._group_prefix()) if group not in in_use]
-        for held in self._held.values():
-            if held.attempt and (held.resize is not None or held.stop_outcome):
-                self._ask_to_stop(held)  # the order was kept, the file may not have been written
-        if not self._journal:
-            self._say(EngineOffered(engine, self._offers(), chooses=False))
+        self._empty_groups: list[str] = []
 
-    # ---- commands --------------------------------------------------------------------------------------------------
+    def adopt(self, prefix: str, holds: Sequence[Hold]) -> None:
+        in_use = {str(chips.ROOT / hold.name) for hold in holds}
+        self._empty_groups = [group for group in chips.groups(prefix) if group not in in_use]
 
-    def reserve(self, command: Reserve) -> None:
-        if not self._newer(command.task_id, command.term, command.generation):
-            self._refuse_stale(command)
-            return
-        need = command.needs[0]
-        free = self._free(need.chip_class)
-        if command.task_id in self._held or len(free) < need.devices or len(command.needs) != 1:
-            why = f"needs {need.devices} devices of {need.chip_class}, {len(free)} are free at {self._board.board}"
-            self._say(LeaseRefused(command.task_id, command.lease_id, self.engine, command.generation, why))
-            return
-        held = Held(
-            command.lease_id, command.term, command.generation, command.order, command.needs,
-            tuple(free[: need.devices]), self._clock.lease_s() + command.duration_s, command.duration_s,
-            saved_s=command.order.saved_s,
-        )  # fmt: skip
-        self._hold(command.task_id, held)
-        self._say(
-            LeaseGranted(command.task_id, command.lease_id, self.engine, command.generation, command.needs)
-        )
+    def devices(self) -> Mapping[ChipClassId, int]:
+        return {chip_class: pool.devices for chip_class, pool in self._pools.items()}
 
-    def start(self, command: Start) -> None:
-        held = self._leased(command)
-        if held is not None:
-            assert len(command.points) == 1, "a leaf engine is always given exactly one point"
-            before = max(
-                (attempt for task_id, attempt in self._exited if task_id == command.task_id), default=0
-            )
-            attempt = max(command.attempt, before + 1)  # a restored board may count lower than has run here
-            self._begin(replace(held, generation=command.generation), command.points[0], attempt)
+    def environment(self, hold: Hold) -> dict[str, str]:
+        return {}
 
-    def resize(self, command: Resize) -> None:
-        held = self._leased(command)
-        if held is None or not held.attempt:
-            return
-        point = command.points[0]
-        need = point.needs[0]
-        more = need.devices - len(held.devices)
-        free = self._free(need.chip_class)
-        if more > len(free):
-            why = f"cannot grow to {need.devices} devices of {need.chip_class}: {len(free)} are free"
-            self._say(LeaseRefused(command.task_id, command.lease_id, self.engine, command.generation, why))
-            return
-        devices = (*held.devices, *free[:more]) if more > 0 else held.devices
-        self._hold(
-            command.task_id, replace(held, generation=command.generation, devices=devices, resize=command)
-        )
-        self._ask_to_stop(held)
+    def command(self, hold: Hold, run: str) -> list[str]:
+        if run:
+            return ["bash", "-c", run]
+        return torchrun(sys.executable, 1, len(hold.devices), f"127.0.0.1:{free_port()}", enter=True)
 
-    def stop(self, command: Stop) -> None:
-        held = self._leased(command)
-        if held is None:
-            return
-        if not held.attempt:
-            self._release(command.task_id)
-            self._say(
-                LeaseRefused(command.task_id, command.lease_id, self.engine, command.generation, "released")
-            )
-            return
-        outcome = "parked" if command.park else "cancelled"
-        self._hold(
-            command.task_id, replace(held, generation=command.generation, stop_outcome=outcome, resize=None)
-        )
-        self._ask_to_stop(held)
-
-    def renew(self, command: Renew) -> None:
-        until_s = self._clock.lease_s() + command.duration_s
-        for task_id, held in list(self._held.items()):
-            if held.lease_id in command.lease_ids:
-                self._hold(task_id, replace(held, until_lease_s=until_s))
-                if held.attempt:
-                    (self._attempt_dir(held) / "until").write_text(str(until_s))
-
-    def census(self, command: TakeCensus) -> None:
-        for task_id in sorted(self._held):
-            self._look_at(task_id)  # what ended meanwhile is said before
-        term_seen = max((term for term, _ in self._commands.values()), default=0)
-        now_s = self._clock.lease_s()
-        held = tuple(
-            HeldTask(
-                held.order, held.lease_id, held.generation, held.attempt or held.order.attempt, held.attempt > 0,
-                held.point_id, held.needs, self.engine, held.saved_s, held.saved_s, max(0.0, held.until_lease_s - now_s),
-            )
-            for held in self._held.values()
-        )  # fmt: skip
-        over = tuple((task_id, how) for task_id, how in self._over.items() if task_id not in self._held)
-        self._say(TasksHeld(self.engine, term_seen, command.asked_lease_s, held, over))
-
-    def observe(self, after: int) -> list[tuple[int, Fact]]:
-        for task_id in sorted(self._held):
-            self._look_at(task_id)
-        self._sweep()
-        return list(enumerate(self._journal[after:], start=after + 1))
-
-    def close(self) -> None:
-        """Take away the groups in which nothing runs any more."""
-        for _ in range(20):
-            self._sweep()
-            if not self._empty_groups:
-                return
-            time.sleep(0.05)
-
-    def _sweep(self) -> None:
-        """Supervisors that ended are reaped (a zombie keeps its group), then empty groups go."""
-        self._shims = [shim for shim in self._shims if shim.poll() is None]
-        self._empty_groups = [group for group in self._empty_groups if not chips.remove_group(group)]
-
-    def running(self) -> list[tuple[TaskId, Path]]:
-        """(task, attempt folder) of attempts that run."""
-        return [(task, self._attempt_dir(held)) for task, held in sorted(self._held.items()) if held.attempt]
-
-    # ---- one attempt -----------------------------------------------------------------------------------------------
-
-    def _begin(self, held: Held, point: Point, attempt: int) -> None:
-        task_id = held.order.task_id
-        pool = self._pools[point.needs[0].chip_class]
-        devices = held.devices[: point.devices]
-        held = replace(
-            held, point_id=point.point_id, attempt=attempt, needs=point.needs, devices=devices, resize=None
-        )
-        folder = self._attempt_dir(held)
-        folder.mkdir(parents=True, exist_ok=True)
-        shares = (pool.cpu_share,) * len(devices) if pool.cpu_share else ()
-        group, ranks = "", list[str]()
+    def groups(self, hold: Hold) -> tuple[str, list[str], list[float]]:
+        share = self._pools[hold.need.chip_class].cpu_share
+        shares = (share,) * len(hold.devices) if share else ()
         if shares and self._quotas:
-            group, ranks = chips.make_group(self._group_name(held), shares)
-        launch = msgspec.json.decode(held.order.launch, type=Launch)
-        own = bool(launch.task.run)
-        spec = {
-            "command": ["bash", "-c", launch.task.run] if own else self._torchrun(len(devices)),
-            "env": self._environment(held, launch, point, folder, ranks),
-            "cwd": launch.task.workdir if own else "",
-            "group": group,
-            "shares": [] if self._quotas else list(shares),
-            "grace_s": STOP_GRACE_S,
-            "park_s": min(max(point.stop_s, PARK_S), held.lease_s * PARKING_SHARE),
-            "signal_on_stop": own,
-        }
-        (folder / "spec.json").write_text(json.dumps(spec))
-        (folder / "until").write_text(str(held.until_lease_s))
-        self._hold(task_id, held)
-        self._reading[task_id] = Reading(done_s=held.saved_s)
+            return *chips.make_group(hold.name, shares), []
+        return "", [], list(shares)
+
+    def hold(self, hold: Hold) -> None:
+        """The engine's own count is all there is."""
+
+    def look(self, hold: Hold) -> Holding:
+        return Holding("held")
+
+    def start(self, hold: Hold, attempt: Path) -> None:
         shim = subprocess.Popen(
-            [sys.executable, "-S", str(Path(__file__).with_name("shim.py")), str(folder)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(folder / "shim.err").open("w"),
+            [sys.executable, "-S", str(Path(__file__).with_name("shim.py")), str(attempt)],
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(attempt / "shim.err").open("w"),
             start_new_session=True,
         )  # fmt: skip
         self._shims.append(shim)
 
-    def _torchrun(self, ranks: int) -> list[str]:
-        enter = str(Path(__file__).with_name("enter.py"))
-        return [
-            sys.executable, "-m", "torch.distributed.run", "--nnodes=1", f"--nproc-per-node={ranks}",
-            "--max-restarts=0", "--rdzv-backend=c10d", f"--rdzv-endpoint=127.0.0.1:{_free_port()}",
-            "--no-python", sys.executable, "-S", enter, sys.executable, "-m", "qipan.trainer",
-        ]  # fmt: skip
-
-    def _environment(
-        self, held: Held, launch: Launch, point: Point, folder: Path, ranks: list[str]
-    ) -> dict[str, str]:
-        task_id = held.order.task_id
-        checkpoints = self._checkpoints / task_id
-        checkpoints.mkdir(parents=True, exist_ok=True)
-        every_s = launch.task.checkpoint.every_s
-        inherited = {
-            key: value for key, value in os.environ.items() if not key.startswith(("QIPAN_", "TORCHELASTIC"))
-        }
-        return {
-            **inherited,
-            **dict(launch.task.env),
-            **launch.attempt_env,
-            "QIPAN_TASK_ID": task_id,
-            "QIPAN_ATTEMPT": str(held.attempt),
-            "QIPAN_ATTEMPT_DIR": str(folder),
-            "QIPAN_NODE_RANK": "0",
-            "QIPAN_NUM_NODES": "1",
-            "QIPAN_DEVICES": ",".join(str(device) for device in held.devices),
-            "QIPAN_CHECKPOINT_DIR": str(checkpoints),
-            "QIPAN_CHECKPOINT_EVERY_S": str(every_s if every_s is not None else 15.0),
-            "QIPAN_EVENTS": str(folder / "events.jsonl"),
-            "QIPAN_CONTROL": str(folder / "stop"),
-            "QIPAN_STRATEGY": point.strategy.to_json() if point.strategy else "",
-            "QIPAN_TASK": msgspec.json.encode(launch.task).decode(),
-            "QIPAN_FENCE": ".".join(str(part) for part in (*held.order.fence, held.generation)),
-            "QIPAN_LAUNCHED_S": str(time.time()),
-            "QIPAN_RANK_GROUPS": ":".join(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(_free_port()),
-            "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": "lo",
-            "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-        }
-
-    def _look_at(self, task_id: TaskId) -> None:
-        """What the attempt wrote since, and whether it ended."""
-        held = self._held[task_id]
-        if not held.attempt:
-            if self._clock.lease_s() > held.until_lease_s:
-                why = "the lease lapsed before it was used"
-                self._say(LeaseRefused(task_id, held.lease_id, self.engine, held.generation, why))
-                self._release(task_id)
-            return
-        folder = self._attempt_dir(held)
-        reading = self._reading.setdefault(task_id, Reading(done_s=held.saved_s))
-        pid = _json(folder / "pid.json")
-        if pid is not None and not reading.started:
-            reading.started = True
-            if not self._journaled_start(task_id, held.attempt):
-                self._say(
-                    TaskStarted(
-                        task_id, held.lease_id, self.engine, held.generation, held.attempt, held.point_id, held.needs,
-                        self.engine,
-                    )
-                )  # fmt: skip
-        held = self._read_events(task_id, held, folder, reading)
-        ended = _json(folder / "exit.json")
-        if pid is None and ended is None and self._never_started(folder, reading):
-            now_s = self._clock.now_s()
-            ended = {"code": None, "started_s": now_s, "ended_s": now_s, "ended_by": "machine"}
-        if ended is not None:
-            held = self._read_events(task_id, held, folder, reading)
-            self._end(task_id, held, folder, reading, ended)
-        elif pid is not None and not self._shim_lives(pid, folder):
-            gone = {
-                "code": None,
-                "started_s": pid["started_s"],
-                "ended_s": self._clock.now_s(),
-                "ended_by": "machine",
-            }
-            self._end(task_id, held, folder, reading, gone)
-
-    def _read_events(self, task_id: TaskId, held: Held, folder: Path, reading: Reading) -> Held:
-        path = folder / "events.jsonl"
-        if not path.exists():
-            return held
-        with path.open("rb") as file:
-            file.seek(reading.offset)
-            fresh = file.read(1 << 20)
-        whole = fresh[: fresh.rfind(b"\n") + 1]
-        reading.offset += len(whole)
-        work_s, said = held.order.curve.work_s, ""
-        for line in whole.splitlines():
-            event = _parse(line)
-            step, steps = event.get("step"), event.get("steps")
-            match event.get("event"):
-                case "progress" if isinstance(step, int) and isinstance(steps, int) and steps > 0:
-                    reading.done_s = work_s * min(step, steps) / steps
-                    (folder / "steps").write_text(str(steps))
-                    said = line.decode(errors="replace")
-                case "checkpoint" if isinstance(step, int):
-                    steps_known = _number(folder / "steps")
-                    if steps_known:
-                        held = replace(held, saved_s=work_s * min(step, steps_known) / steps_known)
-                        self._hold(task_id, held)
-                    said = line.decode(errors="replace")
-                case "done":
-                    reading.finished = True
-                    said = line.decode(errors="replace")
-                case "ready" | "resumed" | "validation" | "parked":
-                    said = line.decode(errors="replace")
-                    if event["event"] != "validation":
-                        self._report(task_id, held, folder, reading, said)
-                case _:
-                    continue  # another program's line
-        now_s = self._clock.now_s()
-        if said and (now_s - reading.reported_s >= PROGRESS_S or reading.finished):
-            reading.reported_s = now_s
-            self._report(task_id, held, folder, reading, said)
-        return held
-
-    def _report(self, task_id: TaskId, held: Held, folder: Path, reading: Reading, detail: str) -> None:
-        pid = _json(folder / "pid.json")
-        began_s = pid["started_s"] if pid else self._clock.now_s()
-        usage = self._usage(held, began_s, max(began_s, self._clock.now_s()), ended=False)
-        self._say(
-            TaskProgress(task_id, self.engine, held.attempt, reading.done_s, held.saved_s, detail, usage)
+    def lives(self, hold: Hold, attempt: Path) -> bool:
+        """Whether a supervisor of this attempt runs: its pid may have been given away, so its command is read."""
+        mark, pid = str(attempt).encode(), read_json(attempt / "pid.json")
+        found = (
+            [f"/proc/{pid['shim']}/cmdline"]
+            if pid
+            else [str(at) for at in Path("/proc").glob("[0-9]*/cmdline")]
         )
+        return any(mark in _read(path) for path in found)
 
-    def _end(
-        self, task_id: TaskId, held: Held, folder: Path, reading: Reading, ended: dict[str, Any]
-    ) -> None:
-        outcome, why = self._outcome(held, folder, reading, ended)
-        began_s, end_s = float(str(ended["started_s"])), float(str(ended["ended_s"]))
-        work_s = held.order.curve.work_s
-        saved_s = work_s if outcome == "done" else held.saved_s
-        done_s = work_s if outcome == "done" else max(reading.done_s, saved_s)
-        code = ended["code"] if isinstance(ended["code"], int) else None
-        self._empty_groups.append(str(chips.ROOT / self._group_name(held)))
-        fact = TaskExited(
-            task_id, held.lease_id, self.engine, held.generation, held.attempt, outcome, code, done_s, saved_s, why,
-            self._usage(held, began_s, end_s, ended=True), final=outcome != "resized",
-        )  # fmt: skip
-        if (task_id, held.attempt) not in self._exited:
-            self._noted(fact)
-            self._say(fact)
-        if outcome == "resized":
-            assert held.resize is not None
-            self._begin(held, held.resize.points[0], held.resize.attempt)
-        else:
-            self._release(task_id)
+    def release(self, hold: Hold) -> None:
+        self._empty_groups.append(str(chips.ROOT / hold.name))
 
-    def _outcome(
-        self, held: Held, folder: Path, reading: Reading, ended: dict[str, Any]
-    ) -> tuple[Outcome, str]:
-        code = ended["code"]
-        if reading.finished:
-            return "done", "finished"
-        if held.stop_outcome == "cancelled":
-            return "cancelled", "cancelled"
-        if ended["ended_by"] == "stop":
-            if held.resize is not None:
-                return "resized", f"goes on at {held.resize.points[0].point_id}"
-            return "parked", "ordered to stop"
-        if ended["ended_by"] == "lease":
-            return "parked", "the lease ran out"
-        if ended["ended_by"] == "machine":
-            return "lost", "its supervisor is gone (killed, or the machine was started again)"
-        if code == 0:
-            return "done", "finished"
-        tail = _tail(folder / "log.txt")
-        if isinstance(code, int) and code < 0:
-            return "lost", f"killed by signal {-code}"
-        if KILLED.search(tail):
-            return "lost", "a worker was killed (SIGKILL)"
-        last = [line for line in tail.splitlines() if line.strip()][-5:]
-        return "failed", f"exit code {code}; last lines: " + " | ".join(last)
-
-    def _ask_to_stop(self, held: Held) -> None:
-        (self._attempt_dir(held) / "stop").touch()
-
-    def _never_started(self, folder: Path, reading: Reading) -> bool:
-        """The engine died between noting the attempt and starting its supervisor (seen after START_S)."""
-        now_s = self._clock.lease_s()
-        reading.waited_since_s = reading.waited_since_s or now_s
-        if now_s - reading.waited_since_s < START_S:
-            return False
-        mark = str(folder).encode()
-        return not any(mark in command for command in _commands_of_all())
-
-    def _shim_lives(self, pid: dict[str, Any], folder: Path) -> bool:
-        """Whether the attempt's supervisor is the process it was: a pid may have been given away."""
-        try:
-            command = Path(f"/proc/{pid['shim']}/cmdline").read_bytes()
-        except OSError:
-            command = b""
-        return str(folder).encode() in command or (folder / "exit.json").exists()
-
-    # ---- what is held ----------------------------------------------------------------------------------------------
-
-    def _offers(self) -> tuple[Offer, ...]:
-        return tuple(
-            Offer(
-                pool.chip_class, pool.devices, (), pool.devices, pool.tariff_micro_cny_per_device_hour,
-                self._board.board, self._board.region,
-            )
-            for pool in self._board.pools
-        )  # fmt: skip
-
-    def _free(self, chip_class: ChipClassId) -> list[int]:
-        if chip_class not in self._pools:
-            return []
-        used = {
-            device
-            for held in self._held.values()
-            if held.needs[0].chip_class == chip_class
-            for device in held.devices
-        }
-        return [device for device in range(self._pools[chip_class].devices) if device not in used]
-
-    def _leased(self, command: Start | Resize | Stop) -> Held | None:
-        if not self._newer(command.task_id, command.term, command.generation):
-            return None
-        held = self._held.get(command.task_id)
-        if held is None or held.lease_id != command.lease_id:
-            why = f"no lease {command.lease_id} here"
-            self._say(LeaseRefused(command.task_id, command.lease_id, self.engine, command.generation, why))
-            return None
-        return held
-
-    def _refuse_stale(self, command: Reserve) -> None:
-        """A new lease counted lower than what was heard (the board was restored): tell it how far the count is."""
-        held = self._held.get(command.task_id)
-        if held is None or held.lease_id != command.lease_id:
-            generation = self._commands[command.task_id][1]
-            why = f"the task's commands have reached {generation} here"
-            self._say(LeaseRefused(command.task_id, command.lease_id, self.engine, generation, why))
-
-    def _newer(self, task_id: TaskId, term: int, generation: int) -> bool:
-        if (term, generation) <= self._commands.get(task_id, (0, 0)):
-            return False
-        self._commands[task_id] = (term, generation)
-        return True
-
-    def _hold(self, task_id: TaskId, held: Held) -> None:
-        self._held[task_id] = held
-        self._save()
-
-    def _release(self, task_id: TaskId) -> None:
-        del self._held[task_id]
-        self._reading.pop(task_id, None)
-        self._save()
-
-    def _save(self) -> None:
-        part = self.folder / "held.part"
-        part.write_bytes(msgspec.json.encode((self._held, self._commands)))
-        part.rename(self.folder / "held.json")
-
-    def _say(self, fact: Fact) -> None:
-        with (self.folder / "journal.jsonl").open("ab") as file:
-            file.write(encode(fact) + b"\n")
-        self._journal.append(fact)
-
-    def _noted(self, fact: TaskExited) -> None:
-        self._exited.add((fact.task_id, fact.attempt))
-        if fact.outcome in FINAL:
-            self._over[fact.task_id] = fact.outcome
-
-    def _read_back(self) -> None:
-        journal = self.folder / "journal.jsonl"
-        if journal.exists():
-            body = journal.read_bytes()
-            whole = body[: body.rfind(b"\n") + 1]
-            if len(whole) != len(body):
-                journal.write_bytes(whole)  # the last line was cut by a crash; its fact was never given out
-            for line in whole.splitlines():
-                fact = decode(line)
-                assert isinstance(fact, Fact)
-                self._journal.append(fact)
-                if isinstance(fact, TaskExited):
-                    self._noted(fact)
-        path = self.folder / "held.json"
-        if path.exists():
-            kind = tuple[dict[TaskId, Held], dict[TaskId, tuple[int, int]]]
-            self._held, self._commands = msgspec.json.decode(path.read_bytes(), type=kind)
-
-    def _journaled_start(self, task_id: TaskId, attempt: int) -> bool:
-        return any(
-            isinstance(fact, TaskStarted) and fact.task_id == task_id and fact.attempt == attempt
-            for fact in self._journal
-        )
-
-    def _attempt_dir(self, held: Held) -> Path:
-        return self.folder / "attempts" / f"{held.order.task_id}-{held.attempt}"
-
-    def _group_name(self, held: Held) -> str:
-        return f"{self._group_prefix()}{held.order.task_id}-{held.attempt}"
-
-    def _group_prefix(self) -> str:
-        """Own to this folder, so that two hosts on one machine keep apart."""
-        mark = hashlib.blake2b(str(self.folder.resolve()).encode(), digest_size=4).hexdigest()
-        return f"qipan-{mark}-{self._board.board}-"
-
-    def _usage(self, held: Held, began_s: float, until_s: float, *, ended: bool) -> Usage:
-        # A gang that is to grow already holds its new devices, but its attempt used the old ones.
-        need = held.needs[0]
-        return Usage(
-            held.order.task_id, held.attempt, self._board.board, self.engine, need.chip_class, need.devices,
-            held.point_id, began_s, until_s, (until_s - began_s) * need.devices, ended,
-        )  # fmt: skip
+    def sweep(self) -> bool:
+        """Supervisors that ended are reaped (a zombie keeps its group), then empty groups go."""
+        self._shims = [shim for shim in self._shims if shim.poll() is None]
+        self._empty_groups = [group for group in self._empty_groups if not chips.remove_group(group)]
+        return not self._empty_groups
 
 
-def _commands_of_all() -> list[bytes]:
-    """The command lines of all processes."""
-    found = []
-    for path in Path("/proc").glob("[0-9]*/cmdline"):
-        try:
-            found.append(path.read_bytes())
-        except OSError:
-            continue  # it ended while we looked
-    return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _json(path: Path) -> dict[str, Any] | None:
+def _read(path: str) -> bytes:
     try:
-        value = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return None  # not written yet
-    return value if isinstance(value, dict) else None
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    try:
-        value = json.loads(line)
-    except ValueError:
-        return {}  # a task may write what it likes; only whole JSON objects mean something
-    return value if isinstance(value, dict) else {}
-
-
-def _number(path: Path) -> int:
-    try:
-        return int(path.read_text())
-    except (OSError, ValueError):
-        return 0
-
-
-def _tail(path: Path, size: int = 16_384) -> str:
-    if not path.exists():
-        return ""
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - size))
-        return file.read().decode(errors="replace")
+        return Path(path).read_bytes()
+    except OSError:
+        return b""  # it ended while we looked
