@@ -1,4 +1,4 @@
-"""What an attempt costs, and the receipt of a task."""
+"""What an attempt costs, and the receipt of a task.  `rounded_micro` is the one rounding point."""
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
@@ -7,12 +7,18 @@ import msgspec
 
 from qipan.leases import Receipt, ReceiptLine, TaskId, Usage
 
+DEVICE_HOUR_US = 3_600_000_000
+
 
 def cost_micro_cny(usage: Usage, tariff_micro_cny_per_device_hour: int) -> int:
-    """Device-seconds times tariff, rounded half up to the micro-yuan: the one rounding point.  Device-seconds count
-    in whole microseconds, so that equal usage always costs the same."""
-    device_us = round(usage.device_s * 1_000_000)
-    return (device_us * tariff_micro_cny_per_device_hour + 1_800_000_000) // 3_600_000_000
+    """Device-seconds times tariff, rounded half up to the micro-yuan.  Device-seconds count in whole
+    microseconds, so that equal usage always costs the same."""
+    return rounded_micro(round(usage.device_s * 1_000_000), tariff_micro_cny_per_device_hour, DEVICE_HOUR_US)
+
+
+def rounded_micro(quantity: int, price_micro: int, per: int) -> int:
+    """`quantity` at `price_micro` for every `per` of it, rounded half up."""
+    return (2 * quantity * price_micro + per) // (2 * per)
 
 
 def make_receipt(
