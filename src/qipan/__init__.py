@@ -2,10 +2,11 @@
 
 from typing import TYPE_CHECKING, Any
 
+from qipan.release import RELEASE as __version__
+
 if TYPE_CHECKING:
     from qipan.client import AsyncClient, Client, Job, Task
 
-__version__ = "0.1.0"
 __all__ = ["AsyncClient", "Client", "Job", "Task", "__version__"]
 
 

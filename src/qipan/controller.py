@@ -32,9 +32,11 @@ from qipan.events import (
 from qipan.hardware import BoardId
 from qipan.leases import EngineId, TaskId
 from qipan.ledger import Transfer
+from qipan.release import RELEASE
 from qipan.scheduler import Decision, Moment, Settings, State, decide
 from qipan.store import Store, StoredFact, StoredTick
 
+KEPT_EVERY_S = 86_400.0  # so far apart are the snapshots from which replay may begin
 HERE = "here"
 PARENT = "parent"
 
@@ -147,7 +149,7 @@ class Controller:
         for sent in decision.commands:
             deliver(self.engines[sent.engine], sent.command)
         if decision.tick % self._snapshot_every == 0:
-            self.snapshot()
+            self.snapshot(keep=moment.now_s - self._kept_s >= KEPT_EVERY_S)
 
     def _transfers(self, facts: Sequence[Fact], decision: Decision, now_s: float) -> list[Transfer]:
         if self.books is None:
@@ -168,10 +170,14 @@ class Controller:
 
     # ---- start again -----------------------------------------------------------------------------------------------
 
-    def snapshot(self) -> None:
+    def snapshot(self, *, keep: bool = False) -> None:
+        """`keep`: replay may begin here, after what was before is forgotten or when another release decided it."""
         books = self.books.encode() if self.books else b""
         body = msgspec.msgpack.encode(Snapshot(self.state, books))
-        self.store.save_snapshot(self.state.tick, body)
+        now_s = self.store.latest_now_s()
+        self.store.save_snapshot(self.state.tick, body, now_s, keep=keep)
+        if keep:
+            self._kept_s = now_s
 
     def _recover(self) -> None:
         found = self.store.snapshot()
@@ -185,6 +191,10 @@ class Controller:
             if self.books is not None:
                 self._transfers([fact_of(body) for body in tick.facts], decision, tick.now_s)
             self._wake_s = decision.wake_s
+        kept = self.store.snapshots()
+        self._kept_s = max((one.now_s for one in kept if one.kept), default=self.store.first_now_s())
+        if self.store.last_release() not in ("", RELEASE):
+            self.snapshot(keep=True)  # what comes is decided by another release
         if self.parent is not None:
             self.parent.report(self.store.reports_after(0, most=1_000_000))
 
@@ -223,13 +233,30 @@ def replay_tick(state: State, tick: StoredTick) -> Decision:
 
 
 def verify(store: Store, board: BoardId, settings: Settings, *, top: bool) -> int:
-    """Replay all ticks of a store from the beginning; returns their number.  Raises QipanError at the first
-    tick that differs."""
-    state = State(board, settings, top=top)
-    count = 0
+    """Replay all ticks of a store, from the beginning or from the kept snapshot where what is not forgotten begins;
+    returns the number that gave the same commands.  Raises QipanError at the first tick that differs.  Ticks that an
+    earlier release decided otherwise are passed over up to the next snapshot, and not counted."""
+    state, count, passed = State(board, settings, top=top), 0, 0
+    snapshots = {snapshot.tick: snapshot.body for snapshot in store.snapshots()}
+    first = store.first_tick()
+    if first > 1:
+        if first - 1 not in snapshots:
+            raise QipanError(
+                f"board {board} begins at tick {first} without a snapshot before it; restore a backup"
+            )
+        state = msgspec.msgpack.decode(snapshots[first - 1], type=Snapshot).state
     for tick in store.ticks():
-        replay_tick(state, tick)
-        count += 1
+        if tick.tick <= passed:
+            continue
+        try:
+            replay_tick(state, tick)
+            count += 1
+        except QipanError:
+            later = [number for number in snapshots if number >= tick.tick]
+            if tick.written_by == RELEASE or not later:
+                raise
+            passed = min(later)
+            state = msgspec.msgpack.decode(snapshots[passed], type=Snapshot).state
     return count
 
 

@@ -5,6 +5,7 @@ was decided: start, progress, exit).  Replay takes all of them; a what-if takes 
 Between boards and in the store they travel in an envelope with kind and version; old versions are read.
 """
 
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, NewType
 
@@ -346,7 +347,11 @@ KINDS: dict[str, Any] = {
     )
 }  # fmt: skip
 
-VERSION = 1
+Readers = Mapping[tuple[str, int], Callable[[dict[str, Any]], dict[str, Any]]]
+#: kind -> the version that is written; 1 where nothing stands.  A field with a default needs no new version
+VERSIONS: Mapping[str, int] = {}
+#: (kind, version) -> makes of that version's body the next one's; what was stored stays as it is and is read through these
+READERS: Readers = {}
 
 
 class Envelope(msgspec.Struct, frozen=True, array_like=True):
@@ -361,27 +366,44 @@ class Envelope(msgspec.Struct, frozen=True, array_like=True):
 def encode(message: Message, cause: str = "") -> bytes:
     if isinstance(message, CommandReceived):
         inner = encode(message.command, cause)
-        return msgspec.json.encode(Envelope("command_received", VERSION, cause, msgspec.Raw(inner)))
+        return msgspec.json.encode(
+            Envelope("command_received", VERSIONS.get("command_received", 1), cause, msgspec.Raw(inner))
+        )
     return msgspec.json.encode(
-        Envelope(message.kind, VERSION, cause, msgspec.Raw(msgspec.json.encode(message)))
+        Envelope(
+            message.kind, VERSIONS.get(message.kind, 1), cause, msgspec.Raw(msgspec.json.encode(message))
+        )
     )
 
 
-def decode(payload: bytes) -> Message:
-    """Raises InvalidInput on an unknown kind or version, or a body that does not fit."""
+def decode(payload: bytes, versions: Mapping[str, int] = VERSIONS, readers: Readers = READERS) -> Message:
+    """Of any version that was ever written.  Raises InvalidInput on an unknown kind, a later version, or a body that
+    does not fit."""
     try:
         envelope = msgspec.json.decode(payload, type=Envelope)
-        if envelope.version != VERSION:
-            raise InvalidInput(
-                f"{envelope.kind} has version {envelope.version}; this release reads {VERSION}"
-            )
+        if envelope.kind not in KINDS and envelope.kind != "command_received":
+            raise InvalidInput(f"unknown kind {envelope.kind!r}; update qipan on this board")
+        body = bytes(envelope.body)
+        now = versions.get(envelope.kind, 1)
+        if envelope.version != now:
+            body = _brought(envelope, now, readers)
         if envelope.kind == "command_received":
-            inner = decode(bytes(envelope.body))
+            inner = decode(body, versions, readers)
             assert not isinstance(inner, Fact)
             return CommandReceived(inner)
-        if envelope.kind not in KINDS:
-            raise InvalidInput(f"unknown kind {envelope.kind!r}; update qipan on this board")
-        message: Message = msgspec.json.decode(envelope.body, type=KINDS[envelope.kind])
+        message: Message = msgspec.json.decode(body, type=KINDS[envelope.kind])
         return message
     except msgspec.MsgspecError as error:
         raise InvalidInput(f"unreadable message: {error}") from error
+
+
+def _brought(envelope: Envelope, now: int, readers: Readers) -> bytes:
+    """The body of an earlier version as the present one has it."""
+    if not 0 < envelope.version < now:
+        raise InvalidInput(
+            f"{envelope.kind} has version {envelope.version}; this release reads 1 to {now}; update qipan on this board"
+        )
+    body = msgspec.json.decode(envelope.body)
+    for version in range(envelope.version, now):
+        body = readers[envelope.kind, version](body)
+    return msgspec.json.encode(body)

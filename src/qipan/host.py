@@ -28,12 +28,13 @@ from qipan.quantities import format_money
 from qipan.scheduler import Settings
 from qipan.scheduler.bids import most_efficient, worth_of
 from qipan.scheduler.why import why_waiting
-from qipan.store import Store
+from qipan.store import Store, StoreFolder
 from qipan.tree import Tree, build_tree
 from qipan.workload import Launch, Task
 from qipan.workload.site import Site
 
 LOOP_S = 0.05
+FORGET_EVERY_S = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +58,18 @@ class TaskView:
 class Host:
     """Every method may be called from any thread."""
 
-    def __init__(self, site: Site, folder: Path) -> None:
+    def __init__(
+        self, site: Site, folder: Path, database: str | None = None, keep_s: float | None = None
+    ) -> None:
         self.site = site
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
         self.lock = threading.RLock()
-        self.stores = {board.board: Store(folder / f"{board.board}.db") for board in site.root.walk()}
+        stores = StoreFolder(folder, database)
+        self.stores: dict[BoardId, Store] = {}
+        for number, board in enumerate(site.root.walk()):
+            self.stores[board.board] = stores.open(board.board)
+            self.stores[board.board].put("order", str(number))  # parents first: so they are backed up
         self.clock = SystemClock(max(store.latest_now_s() for store in self.stores.values()))
         self.tariff = Tariff(
             site.tariff_version,
@@ -88,6 +95,7 @@ class Host:
             self.tree.root.accept(ParkRequested(False, "up"))
         self._stop = threading.Event()
         self._take_up()
+        self.keep_s, self._forgot_s = keep_s, float("-inf")
 
     def _take_up(self) -> None:
         """A submission whose fact was not stored before a crash is handed in again: once taken, never lost."""
@@ -121,6 +129,7 @@ class Host:
         """Step the boards until `stop` is called."""
         while not self._stop.is_set():
             self.step()
+            self.forget()
             self._stop.wait(LOOP_S)
 
     def step(self) -> None:
@@ -128,6 +137,15 @@ class Host:
             for _ in range(100):
                 if not self.tree.step():
                     return
+
+    def forget(self) -> None:
+        """What is older than `keep_s` goes from the stores, once an hour."""
+        if self.keep_s is None or time.monotonic() - self._forgot_s < FORGET_EVERY_S:
+            return
+        self._forgot_s = time.monotonic()
+        with self.lock:
+            for store in self.stores.values():
+                store.forget_before(self.clock.now_s() - self.keep_s)
 
     def stop(self) -> None:
         self._stop.set()
@@ -190,14 +208,14 @@ class Host:
             return task_id, plan
 
     def _new_id(self, name: str) -> str:
-        taken = {task_id for task_id, _ in self.store.submissions()}
+        taken = set(self.store.submitted_as(name))
         number = 1
         while f"{name}-{number}" in taken:
             number += 1
         return f"{name}-{number}"
 
     def _check_funds(self, tenant: str, hold: int) -> None:
-        balance = self.balances().get(f"tenant/{tenant}")
+        balance = self.store.balance(f"tenant/{tenant}")
         if balance is None:
             raise NotFound(f"tenant {tenant!r} has no account; the site file's tenants: "
                            f"{', '.join(known.name for known in self.site.tenants)}")  # fmt: skip
@@ -409,15 +427,12 @@ def tenant_of(site: Site, task: Task) -> str:
 
 def verify_store(folder: Path) -> dict[str, int]:
     """Replay every board's store; board -> ticks that gave the same commands.  Raises QipanError, NotFound."""
-    paths = sorted(folder.glob("*.db"))
-    if not paths:
-        raise NotFound(f"{folder} holds no board's store (*.db); name the --store of a run")
-    counts = {}
-    for path in paths:
-        store = Store(path)
+    stores, counts = StoreFolder(folder), {}
+    for board in stores.boards():
+        store = stores.open(board, writer=False)
         meta = msgspec.json.decode(store.get("settings") or b"{}", type=dict)
         settings = msgspec.convert(meta.get("settings", {}), type=Settings)
-        counts[path.stem] = verify(store, BoardId(path.stem), settings, top=bool(meta.get("top", True)))
+        counts[board] = verify(store, BoardId(board), settings, top=bool(meta.get("top", True)))
         store.close()
     return counts
 

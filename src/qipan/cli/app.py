@@ -12,6 +12,7 @@ import typer
 
 from qipan.cli.chips import app as chips
 from qipan.cli.market import app as market
+from qipan.cli.store import backup, restore
 from qipan.errors import InvalidInput, NotFound, QipanError
 
 if TYPE_CHECKING:
@@ -24,6 +25,8 @@ app = typer.Typer(
 
 app.add_typer(market, name="market")
 app.add_typer(chips, name="chips")
+app.command()(backup)
+app.command()(restore)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document (a line per event where it streams).")]
 StoreDir = Annotated[Optional[Path], typer.Option("--store", help="The folder of the boards' stores.")]  # noqa: UP045
@@ -292,11 +295,22 @@ def up(
     console: Annotated[
         bool, typer.Option("--console/--no-console", help="A console beside it, in its own process.")
     ] = True,
+    database: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(
+            envvar="QIPAN_DATABASE",
+            help="postgresql://USER@HOST:PORT/NAME for a new store; else SQLite files.",
+        ),
+    ] = None,
+    keep: Annotated[str, typer.Option(help="Forget ticks and progress older than this, such as 90d.")] = "",
 ) -> None:
     """Run all boards of a site in this process until Ctrl-C, which parks the tasks with a checkpoint."""
     from qipan.cli.run import run_up
+    from qipan.quantities import parse_duration_s
 
-    raise typer.Exit(run_up(probed(site_of(site), quiet=json_), store_of(store), json_, console))
+    keep_s = parse_duration_s(keep) if keep else None
+    here = probed(site_of(site), quiet=json_)
+    raise typer.Exit(run_up(here, store_of(store), json_, console, database, keep_s))
 
 
 @app.command()

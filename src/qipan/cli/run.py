@@ -22,7 +22,9 @@ PARK_S = 10.0
 class Running:
     """A host with its loop and its server, started and ended together."""
 
-    def __init__(self, site: Site, folder: Path) -> None:
+    def __init__(
+        self, site: Site, folder: Path, database: str | None = None, keep_s: float | None = None
+    ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
         self._claim()
@@ -30,7 +32,7 @@ class Running:
         if not token.exists():
             token.touch(0o600)
             token.write_text(secrets.token_urlsafe(32))
-        self.host = Host(site, folder)
+        self.host = Host(site, folder, database, keep_s)
         self.server = Server(self.host, socket_path(folder), token.read_text().strip())
         self._loop = threading.Thread(target=self.host.run, daemon=True)
 
@@ -65,8 +67,15 @@ def _command(pid: int) -> bytes:
     return path.read_bytes() if path.exists() else b""
 
 
-def run_up(site: Site, folder: Path, json_: bool, console: bool = True) -> int:
-    running = Running(site, folder)
+def run_up(
+    site: Site,
+    folder: Path,
+    json_: bool,
+    console: bool = True,
+    database: str | None = None,
+    keep_s: float | None = None,
+) -> int:
+    running = Running(site, folder, database, keep_s)
     running.start()
     ended = threading.Event()
 
