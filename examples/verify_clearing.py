@@ -1,6 +1,7 @@
 """Recompute a published clearing from its book and seed, apart from Qipan: `python verify_clearing.py BOOK.json`.
 
-BOOK.json: {"seed": ..., "orders": [{"order_id", "side", "devices", "limit_micro_cny", "bucket"}], "clearing": {...}}.
+BOOK.json: {"seed": ..., "orders": [{"order_id", "side", "devices", "limit_micro_cny", "bucket"}], "clearing": {...}}, and
+"tariff_micro_cny" where the book falls back to a posted price when it does not clear.
 It walks device by device and shares no code with the market.
 """
 
@@ -9,7 +10,16 @@ import json
 import sys
 
 
-def recompute(orders, seed):
+def recompute(orders, seed, tariff=0):
+    found = crossed(orders, seed)
+    if found["devices"] or not tariff:
+        return found
+    able = [o for o in orders if o["side"] == "buy" and o["limit_micro_cny"] >= tariff]
+    able += [o for o in orders if o["side"] == "sell" and o["limit_micro_cny"] <= tariff]
+    return crossed(able, seed, tariff)
+
+
+def crossed(orders, seed, tariff=0):
     def place(order):
         digest = hashlib.blake2b(f"{seed}/{order['order_id']}".encode(), digest_size=8).digest()
         return int.from_bytes(digest, "big") >> 2, order["order_id"]
@@ -28,7 +38,9 @@ def recompute(orders, seed):
     if traded == 0:
         return {"devices": 0, "fills": {}}
     low = high = None
-    if min(len(buys), len(sells)) < 3:  # thin: the marginal orders step back and set the prices
+    if tariff:
+        low = high = tariff
+    elif min(len(buys), len(sells)) < 3:  # thin: the marginal orders step back and set the prices
         high, low = demand[traded - 1][0], supply[traded - 1][0]
         last_buyer, last_seller = demand[traded - 1][1], supply[traded - 1][1]
         traded = min(
@@ -51,7 +63,8 @@ def recompute(orders, seed):
 if __name__ == "__main__":
     with open(sys.argv[1]) as file:
         book = json.load(file)
-    mine, published = recompute(book["orders"], book["seed"]), book["clearing"]
+    mine = recompute(book["orders"], book["seed"], book.get("tariff_micro_cny", 0))
+    published = book["clearing"]
     theirs = {fill["order_id"]: fill["devices"] for fill in published["fills"]}
     agree = mine["devices"] == published["devices"] and mine["fills"] == theirs
     if mine["devices"]:

@@ -16,11 +16,10 @@ def clear(book: Path, json_: Json = False) -> None:
     """Print the book with its clearing, ready to publish."""
     import msgspec
 
-    from qipan.market import clear as clear_book
     from qipan.market.book_file import read_book
 
     read = read_book(_bytes(book), str(book))
-    read.clearing = clear_book(read.orders, read.seed)
+    read.clearing = read.clear()
     text = msgspec.json.encode(read)
     print((text if json_ else msgspec.json.format(text, indent=1)).decode())
 

@@ -8,6 +8,7 @@ import msgspec
 from qipan.leases import Receipt, ReceiptLine, TaskId, Usage
 
 DEVICE_HOUR_US = 3_600_000_000
+PPM = 1_000_000  # shares are parts per million
 
 
 def cost_micro_cny(usage: Usage, tariff_micro_cny_per_device_hour: int) -> int:

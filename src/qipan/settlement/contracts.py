@@ -5,11 +5,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from qipan.errors import InvalidInput
-from qipan.ledger.receipt import rounded_micro
+from qipan.ledger.receipt import PPM, rounded_micro
 from qipan.ledger.requests import Refused
 from qipan.ledger.transfer import Transfer, move, shown
-
-PPM = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)

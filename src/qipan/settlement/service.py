@@ -3,8 +3,8 @@ Clauses S-1 to S-6 of docs/rules/grid.md."""
 
 from dataclasses import dataclass
 
-from qipan.ledger.receipt import rounded_micro
-from qipan.settlement.contracts import PPM, check_share
+from qipan.ledger.receipt import PPM, rounded_micro
+from qipan.settlement.contracts import check_share
 
 
 @dataclass(frozen=True, slots=True)
