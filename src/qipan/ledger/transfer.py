@@ -58,6 +58,11 @@ class Transfer:
 def move(
     key: str, cause: str, source: str, target: str, amount_micro: int, currency: str = "CNY"
 ) -> Transfer:
+    """Raises InvalidInput when the amount is negative: it would take from the target."""
+    if amount_micro < 0:
+        raise InvalidInput(
+            f"transfer {shown(key)} moves {amount_micro}; name source and target the other way round"
+        )
     return Transfer(
         key, cause, (Entry(source, -amount_micro, currency), Entry(target, amount_micro, currency))
     )
