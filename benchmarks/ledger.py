@@ -17,12 +17,16 @@ from collections.abc import Callable
 from pathlib import Path
 
 from benchmarks.form import Figure, arguments, write
-from qipan.journal import Journal, PostgresDatabase, SqliteDatabase
+from qipan.journal import Journal
 from qipan.ledger.requests import Post, Posted
 from qipan.ledger.transfer import move
+from qipan.store import Place
+from qipan.store.database import Postgres
+from qipan.store.opening import open_database
 
 BATCH, BATCHES, SINGLES = 1000, 30, 2000
 WRITERS, PER_WRITER, PG_BATCH = 8, 2000, 50
+SCHEMA = "ledger"
 
 
 def main() -> None:
@@ -62,7 +66,7 @@ def postings(seed: int, count: int, hot: bool = False) -> list[Post]:
 
 
 def sqlite_rate(path: Path, batch: int, batches: int) -> float:
-    journal = Journal(SqliteDatabase.open(path))
+    journal = Journal(open_database(path))
     asked = postings(1, batch * batches)
     began_s = time.process_time()
     for i in range(batches):
@@ -74,8 +78,8 @@ def sqlite_rate(path: Path, batch: int, batches: int) -> float:
 
 
 def floor_rate(path: Path) -> float:
+    open_database(path).close()
     db = sqlite3.connect(path, isolation_level=None)
-    Journal(SqliteDatabase(db))
     db.executescript("PRAGMA journal_mode=WAL; PRAGMA synchronous=NORMAL;")
     count = BATCH * BATCHES
     transfers = [(i, f"k1/{i}", "0" * 32, 0, f"task-{i}", 1.0) for i in range(count)]
@@ -93,8 +97,8 @@ def floor_rate(path: Path) -> float:
 
 def recompute_s(path: Path) -> float:
     """The auditor over a ledger grown to 1e6 entries."""
-    journal = Journal(SqliteDatabase.open(path))
-    have = journal.db.execute("SELECT count(*) FROM entries")[0][0]
+    journal = Journal(open_database(path))
+    have = journal.db.rows("SELECT count(*) FROM entries")[0][0]
     asked = postings(2, (1_000_000 - have) // 2)
     for i in range(0, len(asked), 5000):
         journal.submit(asked[i : i + 5000], 1.0)
@@ -109,11 +113,11 @@ def recompute_s(path: Path) -> float:
 
 def postgres_rates(folder: Path) -> tuple[float, float, float]:
     with Server(folder) as url:
-        Journal(PostgresDatabase.open(url)).db.close()
+        open_database(Place(url, SCHEMA)).close()
         spread = many_writers(url, 100, False, PG_BATCH)
         hot = many_writers(url, 200, True, PG_BATCH)
         one = many_writers(url, 300, False, 1)
-        found = Journal(PostgresDatabase.open(url)).check()
+        found = Journal(Postgres(url, SCHEMA, writer=False)).check()
         assert not found.problems, found.problems[:3]
         return spread, hot, one
 
@@ -140,7 +144,7 @@ def many_writers(url: str, seed: int, hot: bool, batch: int) -> float:
 
 
 def writer(url: str, seed: int, count: int, hot: bool, batch: int, ready: object, go: object) -> None:
-    journal = Journal(PostgresDatabase.open(url))
+    journal = Journal(Postgres(url, SCHEMA, writer=False))
     asked = postings(seed, count, hot)
     ready.release()  # type: ignore[attr-defined]
     go.wait()  # type: ignore[attr-defined]

@@ -3,9 +3,11 @@
 import random
 from dataclasses import dataclass, field
 
-from qipan.journal import Journal, SqliteDatabase
+from qipan.journal import Journal
 from qipan.ledger.requests import CaptureHold, ExpireHold, PlaceHold, Post, Posted, Request, VoidHold
 from qipan.ledger.transfer import Entry, exchange, move, reverse
+from qipan.store.database import Sqlite
+from qipan.store.opening import create
 
 TENANTS, CURRENCIES = ("tenant/a", "tenant/b"), ("CNY", "USD")
 MAY_OWE = ("bank", "fx")
@@ -87,16 +89,16 @@ class Crash(Exception):
     pass
 
 
-class Crashing(SqliteDatabase):
+class Crashing(Sqlite):
     """Fails at the n-th statement of a write when told to."""
 
     countdown = -1
 
-    def executemany(self, sql, rows):
+    def run_many(self, sql, rows):
         self.countdown -= 1
         if self.countdown == 0:
             raise Crash
-        super().executemany(sql, rows)
+        super().run_many(sql, rows)
 
 
 def random_request(rng: random.Random, step: int, history: list[Request], holds: list[str]) -> Request:
@@ -130,7 +132,8 @@ def random_request(rng: random.Random, step: int, history: list[Request], holds:
 def play(seed: int, steps: int = 14) -> int:
     """One history against the model, crashes between and in the middle of writes included.  Returns how many requests were done."""
     rng = random.Random(seed)
-    db = Crashing.open(None)
+    db = Crashing(None)
+    create(db)
     journal, model, done = Journal(db), Model(), 0
     history: list[Request] = []
     for step in range(steps):

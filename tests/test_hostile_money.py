@@ -8,13 +8,14 @@ from dataclasses import replace
 import pytest
 
 from qipan.errors import QipanError
-from qipan.journal import Journal, SqliteDatabase
+from qipan.journal import Journal
 from qipan.ledger.requests import CaptureHold, ExpireHold, PlaceHold, Post, Posted, Refused, VoidHold
 from qipan.ledger.transfer import AMOUNT_MICRO_MAX, Entry, Transfer, exchange, move
 from qipan.market.auction import Auction, close, commit
 from qipan.settlement.contracts import Paid, Scheme, Terms, Voucher, redeem
 from qipan.settlement.meters import Counters, MeterEvent, Meters
 from qipan.settlement.tariffs import Price, check_sheet, rate
+from qipan.store.opening import open_database
 from settlements import sheet, verified
 
 NOW_S = 1000.0
@@ -24,7 +25,7 @@ YEAR = {"used_micro": 0, "firm_year_micro": 0, "now_s": NOW_S}
 
 @pytest.fixture
 def journal():
-    made = Journal(SqliteDatabase.open(None))
+    made = Journal(open_database(None))
     outcomes = made.submit(
         [
             Post(move("open-a", "opening", "bank/world", "tenant/a", 1000)),
@@ -165,19 +166,19 @@ def test_a_crash_between_claim_and_write_leaves_nothing(journal, statement):
     class Gone(Exception):
         pass
 
-    before, executemany, count = everything(journal), journal.db.executemany, 0
+    before, run_many, count = everything(journal), journal.db.run_many, 0
 
     def dying(sql, rows):
         nonlocal count
         count += 1
-        executemany(sql, rows)
+        run_many(sql, rows)
         if count == statement:
             raise Gone
 
-    journal.db.executemany = dying
+    journal.db.run_many = dying
     with pytest.raises(Gone):
         journal.submit([capture()()], NOW_S)
-    journal.db.executemany = executemany
+    journal.db.run_many = run_many
     assert everything(journal) == before
     again = [journal.submit([capture()()], NOW_S)[0] for _ in range(3)]
     assert [outcome.repeated for outcome in again] == [False, True, True]
@@ -185,10 +186,10 @@ def test_a_crash_between_claim_and_write_leaves_nothing(journal, statement):
 
 
 def test_a_full_disk_posts_nothing(tmp_path):
-    journal = Journal(SqliteDatabase.open(tmp_path / "a.db"))
+    journal = Journal(open_database(tmp_path / "a.db"))
     journal.submit([pay(source="bank/world", target="tenant/a")()], NOW_S)
-    pages = journal.db.execute("PRAGMA page_count")[0][0]
-    journal.db.execute(f"PRAGMA max_page_count = {pages}")
+    pages = journal.db.rows("PRAGMA page_count")[0][0]
+    journal.db.run(f"PRAGMA max_page_count = {pages}")
     before = everything(journal)
     with pytest.raises(sqlite3.OperationalError, match="full"):
         journal.submit([pay(f"k{i}", "c" * 150, "bank/world", f"tenant/{i}")() for i in range(500)], NOW_S)
@@ -310,6 +311,6 @@ def test_there_are_at_least_sixty_cases():
 
 def everything(journal):
     return [
-        journal.db.execute(f"SELECT * FROM {table} ORDER BY 1, 2")
+        journal.db.rows(f"SELECT * FROM {table} ORDER BY 1, 2")
         for table in ("transfers", "entries", "balances", "holds")
     ]

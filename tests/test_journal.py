@@ -2,6 +2,7 @@
 
 import random
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from hypothesis import settings
@@ -9,16 +10,19 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 from ledger_model import Model, check, play, random_request
-from qipan.journal import Journal, SqliteDatabase
+from qipan.journal import Journal
 from qipan.ledger.requests import CaptureHold, HoldState, PlaceHold, Post, Posted, Refused, VoidHold
 from qipan.ledger.transfer import Entry, Transfer, exchange, move
+from qipan.store import Place
+from qipan.store.database import Postgres
+from qipan.store.opening import open_database
 
 HISTORIES = 10_000
 
 
 @pytest.fixture
 def journal():
-    made = Journal(SqliteDatabase.open(None))
+    made = Journal(open_database(None))
     made.submit([Post(move("open", "opening", "bank/world", "tenant/a", 1000))], 0.0)
     return made
 
@@ -35,7 +39,7 @@ class LedgerMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self):
-        self.journal, self.model, self.step = Journal(SqliteDatabase.open(None)), Model(), 0
+        self.journal, self.model, self.step = Journal(open_database(None)), Model(), 0
         self.history = []
 
     @rule(seed=st.integers(0, 2**32))
@@ -130,22 +134,12 @@ def test_the_auditor_sees_what_was_edited(journal, edit, told):
         [PlaceHold("p", "task", "t", "tenant/a", 400), CaptureHold("c", "task", "t", "provider/p", 100, True)], 1.0
     )  # fmt: skip
     assert journal.check().problems == ()
-    journal.db.connection.execute(edit)
+    journal.db.run(edit)
     assert any(told in problem for problem in journal.check().problems), journal.check().problems
 
 
-def test_a_ledger_written_before_balances_were_kept_is_taken_over(tmp_path):
-    journal = Journal(SqliteDatabase.open(tmp_path / "a.db"))
-    journal.record([move("k", "t", "bank/world", "tenant/a", 7)], 1.0, 1)
-    journal.db.connection.execute("DELETE FROM balances")
-    journal.db.close()
-    again = Journal(SqliteDatabase.open(tmp_path / "a.db"))
-    assert again.balance("tenant/a") == 7
-    assert not again.check().problems
-
-
 def test_a_batch_that_cannot_be_written_changes_nothing(journal):
-    journal.db.connection.execute("CREATE TRIGGER no BEFORE INSERT ON entries WHEN NEW.account = 'tenant/b'"
+    journal.db.run("CREATE TRIGGER no BEFORE INSERT ON entries WHEN NEW.account = 'tenant/b'"
                                   " BEGIN SELECT raise(ABORT, 'disk is full'); END")  # fmt: skip
     before = journal.balances()
     with pytest.raises(sqlite3.Error, match="disk is full"):
@@ -163,3 +157,49 @@ def test_a_transfer_of_many_entries_and_currencies(journal):
     )  # fmt: skip
     assert isinstance(journal.submit([Post(transfer)], 1.0)[0], Posted)
     assert journal.check().sums == {"CNY": 0, "USD": 0}
+
+
+@pytest.mark.slow
+def test_eight_writers_on_postgres_lose_nothing_and_double_nothing(postgres):
+    """Each posts its own, and all of them the same ones, into the same accounts."""
+    place = Place(postgres, "writers")
+    open_database(place).close()
+    with ThreadPoolExecutor(8) as pool:
+        new = list(pool.map(lambda number: write_some(place, number), range(8)))
+    journal = Journal(Postgres(postgres, "writers", writer=False))
+    assert sum(new) == 8 * 100 + 50, "the shared ones were posted once"
+    assert journal.balance("tenant/hot") == 850
+    found = journal.check()
+    assert (found.problems, found.transfers) == ((), 850)
+
+
+def write_some(place: Place, number: int) -> int:
+    journal, new = Journal(Postgres(place.url, place.schema, writer=False)), 0
+    for batch in range(10):
+        asked = [
+            Post(move(f"own/{number}/{batch}/{i}", "t", "bank/world", "tenant/hot", 1)) for i in range(10)
+        ]
+        asked += [Post(move(f"shared/{batch}/{i}", "t", "bank/world", "tenant/hot", 1)) for i in range(5)]
+        random.Random(number).shuffle(asked)
+        new += sum(not outcome.repeated for outcome in journal.submit(asked, 1.0))
+    journal.db.close()
+    return new
+
+
+@pytest.mark.slow
+def test_histories_on_postgres_are_what_the_model_says(postgres):
+    for seed in range(30):
+        rng = random.Random(seed)
+        journal, model = Journal(open_database(Place(postgres, f"history{seed}"))), Model()
+        history = []
+        for step in range(14):
+            request = random_request(rng, step, history, list(model.holds))
+            [outcome] = journal.submit([request], float(step))
+            expected = model.expects(request, float(step))
+            got = ("repeated" if outcome.repeated else "done") if isinstance(outcome, Posted) else "refused"
+            assert got == expected, (seed, step, request, outcome)
+            if expected == "done":
+                history.append(request)
+        check(journal, model, f"seed {seed}")
+        assert not journal.check().problems
+        journal.db.close()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qipan.errors import InvalidInput
-from qipan.journal import Journal, SqliteDatabase
+from qipan.journal import Journal
 from qipan.journal.settling import rows_of, run, runs
 from qipan.ledger.requests import Post, Posted
 from qipan.ledger.transfer import move
@@ -16,10 +16,12 @@ from qipan.settlement.contracts import split
 from qipan.settlement.mirror import pair, reconcile
 from qipan.settlement.service import Evidence, Service, credit_of, imbalance_of
 from qipan.settlement.settle import differences, settle
+from qipan.store.database import Sqlite
+from qipan.store.opening import create, open_database, version_of
 from settlements import later, period
 
 
-class Deadly(SqliteDatabase):
+class Deadly(Sqlite):
     """Ends its own process with SIGKILL before or after its n-th statement."""
 
     left, after = -1, False
@@ -33,11 +35,21 @@ class Deadly(SqliteDatabase):
             os.kill(os.getpid(), signal.SIGKILL)
         return found
 
-    def execute(self, sql, values=()):
-        return self.count(lambda: super(Deadly, self).execute(sql, values))
+    def run(self, sql, values=()):
+        return self.count(lambda: super(Deadly, self).run(sql, values))
 
-    def executemany(self, sql, rows):
-        return self.count(lambda: super(Deadly, self).executemany(sql, rows))
+    def rows(self, sql, values=()):
+        return self.count(lambda: super(Deadly, self).rows(sql, values))
+
+    def run_many(self, sql, rows):
+        return self.count(lambda: super(Deadly, self).run_many(sql, rows))
+
+
+def deadly(path) -> Journal:
+    db = Deadly(path)
+    if version_of(db) is None:
+        create(db)
+    return Journal(db)
 
 
 def both_runs(journal, seed):
@@ -48,14 +60,14 @@ def both_runs(journal, seed):
 def outcome_of(journal):
     """Rows, postings and balances: everything that must be the same."""
     rows = [rows_of(journal, name) for name, _, _, _ in runs(journal)]
-    postings = journal.db.execute("SELECT key, body_hash FROM transfers ORDER BY transfer_id")
+    postings = journal.db.rows("SELECT key, body_hash FROM transfers ORDER BY transfer_id")
     return rows, postings, journal.balances(), runs(journal)
 
 
 @pytest.mark.slow
 def test_settlement_killed_at_a_hundred_points_gives_the_same_rows(tmp_path, monkeypatch):
     monkeypatch.setattr("qipan.journal.settling.BATCH", 20)
-    whole = Journal(Deadly.open(tmp_path / "whole.db"))
+    whole = deadly(tmp_path / "whole.db")
     whole.db.left = 10**9
     both_runs(whole, 1)
     statements = 10**9 - whole.db.left
@@ -66,7 +78,7 @@ def test_settlement_killed_at_a_hundred_points_gives_the_same_rows(tmp_path, mon
         rng, path = random.Random(seed), tmp_path / f"{seed}.db"
         for _ in range(rng.randint(1, 3)):  # and again while it takes up
             killed += killed_while_settling(path, rng.randint(1, statements), rng.random() < 0.5)
-        journal = Journal(SqliteDatabase.open(path))
+        journal = Journal(open_database(path))
         both_runs(journal, 1)
         assert outcome_of(journal) == expected, f"seed {seed}"
         assert not journal.check().problems
@@ -80,7 +92,7 @@ def killed_while_settling(path, statement, after):
     child = os.fork()
     if child == 0:
         try:
-            journal = Journal(Deadly.open(path))
+            journal = deadly(path)
             journal.db.left, journal.db.after = statement, after
             both_runs(journal, 1)
         finally:
@@ -119,7 +131,7 @@ def test_a_provider_that_claims_more_than_was_measured_is_paid_what_was_measured
 
 
 def test_a_run_with_other_inputs_under_the_same_name_is_refused():
-    journal = Journal(SqliteDatabase.open(None))
+    journal = Journal(open_database(None))
     run(journal, period(1), "provisional", 1.0)
     with pytest.raises(InvalidInput, match="other inputs"):
         run(journal, replace(period(1), penalty_ppm=1), "provisional", 2.0)
@@ -156,7 +168,7 @@ def test_a_split_is_exact(total, weights):
 
 
 def test_mirrors_of_two_owners_sum_to_zero_and_a_lost_posting_is_found():
-    ours, theirs = Journal(SqliteDatabase.open(None)), Journal(SqliteDatabase.open(None))
+    ours, theirs = Journal(open_database(None)), Journal(open_database(None))
     ours.submit([Post(move("open", "opening", "bank/world", "tenant/a", 1000))], 0.0)
     for attempt in (1, 2, 3):
         here, there = pair("task-1", attempt, "day-1", payer="us", payee="them", source="tenant/a",

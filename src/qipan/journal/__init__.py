@@ -1,12 +1,10 @@
 """The durable ledger: a batch of requests is judged against what it touches and written in one transaction, on SQLite or
-PostgreSQL.  What to do is decided in `qipan.ledger`; here are only statements."""
+PostgreSQL.  What to do is decided in `qipan.ledger`; here are only statements, on the tables of a board's store."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from importlib import resources
 from typing import Any
 
 from qipan.errors import QipanError
-from qipan.journal.database import Database, PostgresDatabase, SqliteDatabase
 from qipan.ledger.auditor import Audit, audit
 from qipan.ledger.judge import View, judge
 from qipan.ledger.requests import (
@@ -21,17 +19,11 @@ from qipan.ledger.requests import (
     Request,
 )
 from qipan.ledger.transfer import Transfer
-
-__all__ = ["Database", "Journal", "PostgresDatabase", "SqliteDatabase"]
+from qipan.store.database import Database
+from qipan.store.ledger import add_transfers
 
 VALUES_MAX = 500  # marks in one IN list
 TRIES = 20
-ADD_TRANSFER = "INSERT INTO transfers (transfer_id, key, body_hash, tick, cause, now_s) VALUES (?,?,?,?,?,?)"
-ADD_ENTRY = "INSERT INTO entries (transfer_id, position, account, amount_micro, currency) VALUES (?,?,?,?,?)"
-ADD_BALANCE = (
-    "INSERT INTO balances (account, currency, balance_micro) VALUES (?,?,?) ON CONFLICT (account, currency)"
-    " DO UPDATE SET balance_micro = balances.balance_micro + excluded.balance_micro"
-)
 TOUCH_BALANCE = (
     "INSERT INTO balances (account, currency, balance_micro) VALUES (?,?,0) ON CONFLICT DO NOTHING"
 )
@@ -42,25 +34,11 @@ PUT_HOLD = (
 
 
 class Journal:
+    """On a database with a store's tables.  On PostgreSQL several may write at once, each on its own connection."""
+
     def __init__(self, db: Database) -> None:
         self.db = db
-        with db.transaction():
-            if isinstance(db, PostgresDatabase):
-                db.execute("SELECT pg_advisory_xact_lock(20261125)")
-            text = resources.files("qipan.journal").joinpath("schema.sql").read_text()
-            text = "\n".join(line for line in text.splitlines() if not line.startswith("--"))
-            for statement in filter(None, (part.strip() for part in text.split(";"))):
-                db.execute(statement)
-            self._take_over()
-
-    def _take_over(self) -> None:
-        """A ledger written before balances were kept."""
-        if self.db.execute("SELECT 1 FROM balances LIMIT 1"):
-            return
-        rows = self.db.execute("SELECT account, currency, sum(amount_micro) FROM entries GROUP BY account, currency")  # fmt: skip
-        self.db.executemany(
-            ADD_BALANCE, [(account, currency, int(total)) for account, currency, total in rows]
-        )
+        self._lock = " FOR UPDATE" if db.dialect == "postgresql" else ""
 
     # ---- posting ---------------------------------------------------------------------------------------------------
 
@@ -74,19 +52,18 @@ class Journal:
                     self._write(outcomes, now_s, tick)
                 return outcomes
             except Exception as error:
-                if not self.db.again(error):
+                if not _other_writer(error):
                     raise
         raise QipanError(f"{TRIES} times another writer was first; try again with smaller batches")
 
     def record(self, transfers: Sequence[Transfer], now_s: float, tick: int) -> None:
         """Transfers that follow from facts: they happened, so nothing is refused.  A key must be new."""
         with self.db.transaction():
-            posted = [Posted(transfer.key, transfer.body_hash, transfer) for transfer in transfers]
-            self._write(posted, now_s, tick)
+            add_transfers(self.db, [(transfer, transfer.body_hash) for transfer in transfers], tick, now_s)
 
     def expire(self, now_s: float, most: int = 10_000) -> list[Outcome]:
         """Close the holds whose time is over."""
-        rows = self.db.execute(
+        rows = self.db.rows(
             "SELECT hold_id FROM holds WHERE state = 'open' AND expires_s <= ? ORDER BY expires_s, hold_id LIMIT ?",
             (now_s, most),
         )
@@ -106,7 +83,7 @@ class Journal:
             row[0]: _hold(row)
             for row in self._in(
                 "SELECT hold_id, account, currency, amount_micro, left_micro, expires_s, state FROM holds WHERE hold_id IN",
-                sorted(hold_ids), " ORDER BY hold_id" + self.db.lock,
+                sorted(hold_ids), " ORDER BY hold_id" + self._lock,
             )
         }  # fmt: skip
         for request in requests:
@@ -118,14 +95,14 @@ class Journal:
                     accounts.add((hold.account, currency))
                 if isinstance(request, CaptureHold):
                     accounts.add((request.target, currency))
-        if self.db.lock:  # rows must be there to be locked
-            self.db.executemany(TOUCH_BALANCE, sorted(accounts))
+        if self._lock:  # rows must be there to be locked
+            self.db.run_many(TOUCH_BALANCE, sorted(accounts))
         names = sorted({account for account, _ in accounts})
         balances = {
             (account, currency): int(balance)
             for account, currency, balance in self._in(
                 "SELECT account, currency, balance_micro FROM balances WHERE account IN", names,
-                " ORDER BY account, currency" + self.db.lock,
+                " ORDER BY account, currency" + self._lock,
             )
         }  # fmt: skip
         keys = dict(
@@ -133,35 +110,26 @@ class Journal:
                 "SELECT key, body_hash FROM transfers WHERE key IN", [request.key for request in requests]
             )
         )
-        latest = self.db.execute("SELECT now_s FROM transfers ORDER BY transfer_id DESC LIMIT 1")
+        latest = self.db.rows("SELECT now_s FROM transfers ORDER BY transfer_id DESC LIMIT 1")
         return View(keys, balances, holds, float(latest[0][0]) if latest else 0.0)
 
     def _in(self, sql: str, values: Sequence[str], end: str = "") -> Iterator[Any]:
         for start in range(0, len(values), VALUES_MAX):
             some = values[start : start + VALUES_MAX]
-            yield from self.db.execute(f"{sql} ({','.join('?' * len(some))}){end}", some)
+            yield from self.db.rows(f"{sql} ({','.join('?' * len(some))}){end}", some)
 
     def _write(self, outcomes: Iterable[Outcome], now_s: float, tick: int) -> None:
-        posted = [outcome for outcome in outcomes if isinstance(outcome, Posted) and not outcome.repeated]
-        if not posted:
-            return
-        transfers, entries, holds = [], [], {}
-        change: dict[tuple[str, str], int] = {}
-        for number, outcome in zip(self.db.numbers(len(posted)), posted, strict=True):
-            transfer = outcome.transfer
-            assert transfer is not None
-            transfers.append((number, outcome.key, outcome.body_hash, tick, transfer.cause, now_s))
-            for position, entry in enumerate(transfer.entries):
-                entries.append((number, position, entry.account, entry.amount_micro, entry.currency))
-                place = (entry.account, entry.currency)
-                change[place] = change.get(place, 0) + entry.amount_micro
-            if outcome.hold is not None:
-                holds[outcome.hold.hold_id] = outcome.hold
-        self.db.executemany(ADD_TRANSFER, transfers)
-        self.db.executemany(ADD_ENTRY, entries)
-        self.db.executemany(ADD_BALANCE, [(*place, change[place]) for place in sorted(change)])
+        written: list[tuple[Transfer, str]] = []
+        holds: dict[str, Hold] = {}
+        for outcome in outcomes:
+            if isinstance(outcome, Posted) and not outcome.repeated:
+                assert outcome.transfer is not None
+                written.append((outcome.transfer, outcome.body_hash))
+                if outcome.hold is not None:
+                    holds[outcome.hold.hold_id] = outcome.hold
+        add_transfers(self.db, written, tick, now_s)
         if holds:
-            self.db.executemany(
+            self.db.run_many(
                 PUT_HOLD,
                 [
                     (
@@ -181,19 +149,19 @@ class Journal:
 
     def balances(self, prefix: str = "") -> list[tuple[str, str, int]]:
         """(account, currency, balance), by account."""
-        rows = self.db.execute(
+        rows = self.db.rows(
             "SELECT account, currency, balance_micro FROM balances ORDER BY account, currency"
         )
         return [(row[0], row[1], int(row[2])) for row in rows if row[0].startswith(prefix)]
 
     def balance(self, account: str, currency: str = "CNY") -> int:
-        rows = self.db.execute(
+        rows = self.db.rows(
             "SELECT balance_micro FROM balances WHERE account = ? AND currency = ?", (account, currency)
         )
         return int(rows[0][0]) if rows else 0
 
     def hold(self, hold_id: str) -> Hold | None:
-        rows = self.db.execute(
+        rows = self.db.rows(
             "SELECT hold_id, account, currency, amount_micro, left_micro, expires_s, state FROM holds WHERE hold_id = ?",
             (hold_id,),
         )
@@ -203,7 +171,7 @@ class Journal:
         self, account: str, from_s: float = 0.0, until_s: float = 1e18
     ) -> list[tuple[float, str, str, int, str]]:
         """(now_s, key, cause, amount, currency) of an account, in order."""
-        return self.db.execute(
+        return self.db.rows(
             "SELECT now_s, key, cause, amount_micro, currency FROM entries JOIN transfers USING (transfer_id)"
             " WHERE account = ? AND now_s >= ? AND now_s < ? ORDER BY transfer_id, position",
             (account, from_s, until_s),
@@ -211,7 +179,7 @@ class Journal:
 
     def postings_about(self, cause: str) -> list[tuple[str, str, int, str]]:
         """(key, account, amount, currency) of the transfers with this cause, in order."""
-        return self.db.execute(
+        return self.db.rows(
             "SELECT key, account, amount_micro, currency FROM transfers JOIN entries USING (transfer_id)"
             " WHERE cause = ? ORDER BY transfer_id, position",
             (cause,),
@@ -221,11 +189,16 @@ class Journal:
         """The auditor's answer about all that is stored."""
         db = self.db
         return audit(
-            db.execute("SELECT transfer_id, key, body_hash, cause FROM transfers ORDER BY transfer_id"),
-            db.execute("SELECT transfer_id, account, amount_micro, currency FROM entries ORDER BY transfer_id, position"),
+            db.rows("SELECT transfer_id, key, body_hash, cause FROM transfers ORDER BY transfer_id"),
+            db.rows("SELECT transfer_id, account, amount_micro, currency FROM entries ORDER BY transfer_id, position"),
             self.balances(),
-            db.execute("SELECT hold_id, account, currency, amount_micro, left_micro, state FROM holds ORDER BY hold_id"),
+            db.rows("SELECT hold_id, account, currency, amount_micro, left_micro, state FROM holds ORDER BY hold_id"),
         )  # fmt: skip
+
+
+def _other_writer(error: Exception) -> bool:
+    """PostgreSQL took another writer's transaction instead of this one: it may be done again."""
+    return getattr(error, "sqlstate", None) in ("23505", "40P01", "40001")  # unique, deadlock, serialization
 
 
 def _hold(row: Any) -> Hold:

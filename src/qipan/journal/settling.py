@@ -14,23 +14,11 @@ from qipan.settlement.settle import Period, Row, differences, settle
 
 BATCH = 200
 Kind = Literal["provisional", "final"]
-SCHEMA = (
-    "CREATE TABLE IF NOT EXISTS settlement_runs (run_id TEXT PRIMARY KEY, period TEXT NOT NULL, kind TEXT NOT NULL,"
-    " inputs_hash TEXT NOT NULL, inputs TEXT NOT NULL, state TEXT NOT NULL, line_count BIGINT NOT NULL)",
-    "CREATE TABLE IF NOT EXISTS settlement_rows (run_id TEXT NOT NULL, line BIGINT NOT NULL, body TEXT NOT NULL,"
-    " PRIMARY KEY (run_id, line))",
-)
-
-
-def prepare(journal: Journal) -> None:
-    for statement in SCHEMA:
-        journal.db.execute(statement)
 
 
 def run(journal: Journal, period: Period, kind: Kind, now_s: float) -> tuple[Row, ...]:
     """Do the run, or go on with one that was interrupted; a finished one is only read.  Returns its rows.
     Raises InvalidInput when it was begun with other inputs, or a final run has no finished provisional one."""
-    prepare(journal)
     run_id = f"settle/{period.name}/{kind}"
     state, count = _begin(journal, run_id, period, kind)
     if state == "rows":
@@ -42,16 +30,15 @@ def run(journal: Journal, period: Period, kind: Kind, now_s: float) -> tuple[Row
 
 
 def rows_of(journal: Journal, run_id: str) -> tuple[Row, ...]:
-    found = journal.db.execute("SELECT body FROM settlement_rows WHERE run_id = ? ORDER BY line", (run_id,))
+    found = journal.db.rows("SELECT body FROM settlement_rows WHERE run_id = ? ORDER BY line", (run_id,))
     return tuple(msgspec.json.decode(row[0], type=Row) for row in found)
 
 
 def runs(journal: Journal) -> list[tuple[str, str, str, int]]:
     """(run id, period, state, rows)."""
-    prepare(journal)
     return [
         (row[0], row[1], row[2], int(row[3]))
-        for row in journal.db.execute("SELECT run_id, period, state, line_count FROM settlement_runs ORDER BY run_id")
+        for row in journal.db.rows("SELECT run_id, period, state, line_count FROM settlement_runs ORDER BY run_id")
     ]  # fmt: skip
 
 
@@ -60,7 +47,7 @@ def _begin(journal: Journal, run_id: str, period: Period, kind: Kind) -> tuple[s
     inputs = msgspec.json.encode(period).decode()
     digest = hashlib.blake2b(inputs.encode(), digest_size=16).hexdigest()
     with journal.db.transaction():
-        found = journal.db.execute(
+        found = journal.db.rows(
             "SELECT inputs_hash, state, line_count FROM settlement_runs WHERE run_id = ?", (run_id,)
         )
         if found:
@@ -68,12 +55,12 @@ def _begin(journal: Journal, run_id: str, period: Period, kind: Kind) -> tuple[s
                 raise InvalidInput(f"{run_id} was begun with other inputs; late ones belong into the final run, or a dispute")  # fmt: skip
             return found[0][1], int(found[0][2])
         if kind == "final":
-            first = journal.db.execute(
+            first = journal.db.rows(
                 "SELECT state FROM settlement_runs WHERE run_id = ?", (f"settle/{period.name}/provisional",)
             )
             if not first or first[0][0] != "over":
                 raise InvalidInput(f"{period.name} has no finished provisional run; do that first")
-        journal.db.execute(
+        journal.db.run(
             "INSERT INTO settlement_runs (run_id, period, kind, inputs_hash, inputs, state, line_count) VALUES (?,?,?,?,?,?,?)",
             (run_id, period.name, kind, digest, inputs, "rows", 0),
         )
@@ -89,16 +76,16 @@ def _rows_of(journal: Journal, period: Period, kind: Kind) -> Sequence[Row]:
 
 def _store_rows(journal: Journal, run_id: str, rows: Sequence[Row]) -> int:
     db = journal.db
-    have = int(db.execute("SELECT count(*) FROM settlement_rows WHERE run_id = ?", (run_id,))[0][0])
+    have = int(db.rows("SELECT count(*) FROM settlement_rows WHERE run_id = ?", (run_id,))[0][0])
     for start in range(have, len(rows), BATCH):
         some = rows[start : start + BATCH]
         with db.transaction():
-            db.executemany(
+            db.run_many(
                 "INSERT INTO settlement_rows (run_id, line, body) VALUES (?,?,?)",
                 [(run_id, start + i, msgspec.json.encode(row).decode()) for i, row in enumerate(some)],
             )
     with db.transaction():
-        db.execute(
+        db.run(
             "UPDATE settlement_runs SET state = 'posting', line_count = ? WHERE run_id = ?", (len(rows), run_id)
         )  # fmt: skip
     return len(rows)
@@ -118,4 +105,4 @@ def _post_rows(journal: Journal, run_id: str, count: int, now_s: float) -> None:
             if isinstance(outcome, Refused):
                 raise QipanError(f"{run_id}: {outcome.key} was refused ({outcome.clause}): {outcome.why}")
     with journal.db.transaction():
-        journal.db.execute("UPDATE settlement_runs SET state = 'over' WHERE run_id = ?", (run_id,))
+        journal.db.run("UPDATE settlement_runs SET state = 'over' WHERE run_id = ?", (run_id,))

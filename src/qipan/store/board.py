@@ -32,7 +32,6 @@ class Store(Facts, Reasons, Reports, Snapshots, Submissions, Ledger):
         self._number_facts()
         self._number_reasons()
         self._number_reports()
-        self._number_transfers()
 
     def close(self) -> None:
         self.db.close()
@@ -51,11 +50,10 @@ class Store(Facts, Reasons, Reports, Snapshots, Submissions, Ledger):
             last_fact = self._add_tick(facts, tick, RELEASE)
             numbers = self._add_reports(reports)
             self._add_reasons(reasons, tick.tick, tick.now_s)
-            last_transfer = self._add_transfers(transfers, tick.tick, tick.now_s)
+            self._add_transfers(transfers, tick.tick, tick.now_s)
         self._counted(facts, last_fact)
         self._last_report += len(numbers)
         self._last_reason += len(reasons)
-        self._last_transfer = last_transfer
         return numbers
 
     def copy_to(self, where: Path | Place | None) -> "Store":

@@ -5,10 +5,12 @@ from qipan.store.database import Database
 #: parents of foreign keys first
 TABLES = {
     "board": 2, "facts": 8, "ticks": 8, "reports": 2, "reasons": 7, "snapshots": 4, "submissions": 5, "transfers": 6,
-    "entries": 5, "balances": 3,
+    "entries": 5, "balances": 3, "holds": 7, "settlement_runs": 7, "settlement_rows": 3, "auctions": 5, "market_orders": 5,
 }  # fmt: skip
 ORDER = {"board": "key", "facts": "fact_id", "ticks": "tick", "reports": "seq", "reasons": "reason_id", "snapshots": "tick",
-         "submissions": "task_id", "transfers": "transfer_id", "entries": "transfer_id, position", "balances": "account, currency"}  # fmt: skip
+         "submissions": "task_id", "transfers": "transfer_id", "entries": "transfer_id, position", "balances": "account, currency",
+         "holds": "hold_id", "settlement_runs": "run_id", "settlement_rows": "run_id, line", "auctions": "product",
+         "market_orders": "order_id"}  # fmt: skip
 PAGE = 5000
 
 

@@ -1,6 +1,6 @@
 """Transfers, their entries, and the balances of the accounts.  Entries are never changed; a balance is their sum."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from qipan.errors import InvalidInput
 from qipan.ledger import Transfer
@@ -10,14 +10,11 @@ BALANCE = (
     "INSERT INTO balances VALUES (?,?,?) ON CONFLICT (account, currency)"
     " DO UPDATE SET balance_micro = balances.balance_micro + excluded.balance_micro"
 )
+NUMBERING = 20261125
 
 
 class Ledger:
     db: Database
-
-    def _number_transfers(self) -> None:
-        row = self.db.row("SELECT max(transfer_id) FROM transfers")
-        self._last_transfer = int((row and row[0]) or 0)
 
     def post(self, transfer: Transfer, now_s: float) -> bool:
         """Post outside a tick (opening balances, top-ups).  The same key with the same body is posted once; with
@@ -30,35 +27,12 @@ class Ledger:
                 )
             return False
         with self.db.transaction():
-            last = self._add_transfers([transfer], 0, now_s)
-        self._last_transfer = last
+            self._add_transfers([transfer], 0, now_s)
         return True
 
-    def _add_transfers(self, transfers: Sequence[Transfer], tick: int, now_s: float) -> int:
-        """Returns the number of the last transfer."""
-        first = self._last_transfer + 1
-        if not transfers:
-            return self._last_transfer
-        numbered = list(enumerate(transfers, first))
-        self.db.run_many(
-            "INSERT INTO transfers VALUES (?,?,?,?,?,?)",
-            [
-                (number, transfer.key, transfer.body_hash, tick, transfer.cause, now_s)
-                for number, transfer in numbered
-            ],
-        )
-        self.db.run_many(
-            "INSERT INTO entries VALUES (?,?,?,?,?)",
-            [
-                (number, position, entry.account, entry.amount_micro, entry.currency)
-                for number, transfer in numbered
-                for position, entry in enumerate(transfer.entries)
-            ],
-        )
-        self.db.run_many(
-            BALANCE, [(*account, amount) for account, amount in sorted(_sums(transfers).items())]
-        )
-        return numbered[-1][0]
+    def _add_transfers(self, transfers: Sequence[Transfer], tick: int, now_s: float) -> None:
+        """Transfers that follow from facts: they happened, so nothing is refused."""
+        add_transfers(self.db, [(transfer, transfer.body_hash) for transfer in transfers], tick, now_s)
 
     def balances(self) -> list[tuple[str, str, int]]:
         """(account, currency, balance in 1e-6), by account."""
@@ -93,10 +67,22 @@ class Ledger:
         return [(key, account, amount, currency) for key, account, amount, currency in rows]
 
 
-def _sums(transfers: Iterable[Transfer]) -> dict[tuple[str, str], int]:
-    sums: dict[tuple[str, str], int] = {}
-    for transfer in transfers:
-        for entry in transfer.entries:
+def add_transfers(db: Database, transfers: Sequence[tuple[Transfer, str]], tick: int, now_s: float) -> None:
+    """(transfer, body hash), inside a transaction.  Numbers have no gaps and stand in the order of commits."""
+    if not transfers:
+        return
+    if db.dialect == "postgresql":  # other writers wait here until this one has committed
+        db.rows("SELECT pg_advisory_xact_lock(?)", (NUMBERING,))
+    row = db.row("SELECT max(transfer_id) FROM transfers")
+    first = int((row and row[0]) or 0) + 1
+    heads, entries = [], []
+    change: dict[tuple[str, str], int] = {}
+    for number, (transfer, body_hash) in enumerate(transfers, first):
+        heads.append((number, transfer.key, body_hash, tick, transfer.cause, now_s))
+        for position, entry in enumerate(transfer.entries):
+            entries.append((number, position, entry.account, entry.amount_micro, entry.currency))
             account = (entry.account, entry.currency)
-            sums[account] = sums.get(account, 0) + entry.amount_micro
-    return sums
+            change[account] = change.get(account, 0) + entry.amount_micro
+    db.run_many("INSERT INTO transfers VALUES (?,?,?,?,?,?)", heads)
+    db.run_many("INSERT INTO entries VALUES (?,?,?,?,?)", entries)
+    db.run_many(BALANCE, [(*account, change[account]) for account in sorted(change)])

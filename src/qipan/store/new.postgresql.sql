@@ -1,4 +1,13 @@
 -- Written by `python -m qipan.store.schema`; the tables are in schema.py.  postgresql.
+CREATE TABLE auctions (
+  product TEXT COLLATE "C" NOT NULL,
+  gate_s FLOAT(53) NOT NULL,
+  seed TEXT COLLATE "C" NOT NULL,
+  state TEXT COLLATE "C" NOT NULL,
+  body TEXT COLLATE "C" NOT NULL,
+  PRIMARY KEY (product)
+);
+CREATE INDEX auctions_by_gate ON auctions (state, gate_s);
 CREATE TABLE balances (
   account TEXT COLLATE "C" NOT NULL,
   currency TEXT COLLATE "C" NOT NULL,
@@ -23,6 +32,26 @@ CREATE TABLE facts (
   UNIQUE (source, source_seq)
 );
 CREATE INDEX facts_by_task ON facts (task_id, fact_id);
+CREATE TABLE holds (
+  hold_id TEXT COLLATE "C" NOT NULL,
+  account TEXT COLLATE "C" NOT NULL,
+  currency TEXT COLLATE "C" NOT NULL,
+  amount_micro BIGINT NOT NULL,
+  left_micro BIGINT NOT NULL,
+  expires_s FLOAT(53),
+  state TEXT COLLATE "C" NOT NULL,
+  PRIMARY KEY (hold_id)
+);
+CREATE INDEX holds_by_end ON holds (state, expires_s);
+CREATE TABLE market_orders (
+  order_id TEXT COLLATE "C" NOT NULL,
+  product TEXT COLLATE "C" NOT NULL,
+  trader TEXT COLLATE "C" NOT NULL,
+  sequence BIGINT NOT NULL,
+  body TEXT COLLATE "C" NOT NULL,
+  PRIMARY KEY (order_id)
+);
+CREATE INDEX orders_by_product ON market_orders (product, sequence);
 CREATE TABLE reasons (
   reason_id BIGINT NOT NULL,
   tick BIGINT NOT NULL,
@@ -38,6 +67,22 @@ CREATE TABLE reports (
   seq BIGINT NOT NULL,
   body BYTEA NOT NULL,
   PRIMARY KEY (seq)
+);
+CREATE TABLE settlement_rows (
+  run_id TEXT COLLATE "C" NOT NULL,
+  line BIGINT NOT NULL,
+  body TEXT COLLATE "C" NOT NULL,
+  PRIMARY KEY (run_id, line)
+);
+CREATE TABLE settlement_runs (
+  run_id TEXT COLLATE "C" NOT NULL,
+  period TEXT COLLATE "C" NOT NULL,
+  kind TEXT COLLATE "C" NOT NULL,
+  inputs_hash TEXT COLLATE "C" NOT NULL,
+  inputs TEXT COLLATE "C" NOT NULL,
+  state TEXT COLLATE "C" NOT NULL,
+  line_count BIGINT NOT NULL,
+  PRIMARY KEY (run_id)
 );
 CREATE TABLE snapshots (
   tick BIGINT NOT NULL,

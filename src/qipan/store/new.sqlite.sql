@@ -1,4 +1,13 @@
 -- Written by `python -m qipan.store.schema`; the tables are in schema.py.  sqlite.
+CREATE TABLE auctions (
+  product TEXT NOT NULL,
+  gate_s REAL NOT NULL,
+  seed TEXT NOT NULL,
+  state TEXT NOT NULL,
+  body TEXT NOT NULL,
+  PRIMARY KEY (product)
+);
+CREATE INDEX auctions_by_gate ON auctions (state, gate_s);
 CREATE TABLE balances (
   account TEXT NOT NULL,
   currency TEXT NOT NULL,
@@ -23,6 +32,26 @@ CREATE TABLE facts (
   UNIQUE (source, source_seq)
 );
 CREATE INDEX facts_by_task ON facts (task_id, fact_id);
+CREATE TABLE holds (
+  hold_id TEXT NOT NULL,
+  account TEXT NOT NULL,
+  currency TEXT NOT NULL,
+  amount_micro INTEGER NOT NULL,
+  left_micro INTEGER NOT NULL,
+  expires_s REAL,
+  state TEXT NOT NULL,
+  PRIMARY KEY (hold_id)
+);
+CREATE INDEX holds_by_end ON holds (state, expires_s);
+CREATE TABLE market_orders (
+  order_id TEXT NOT NULL,
+  product TEXT NOT NULL,
+  trader TEXT NOT NULL,
+  sequence INTEGER NOT NULL,
+  body TEXT NOT NULL,
+  PRIMARY KEY (order_id)
+);
+CREATE INDEX orders_by_product ON market_orders (product, sequence);
 CREATE TABLE reasons (
   reason_id INTEGER NOT NULL,
   tick INTEGER NOT NULL,
@@ -38,6 +67,22 @@ CREATE TABLE reports (
   seq INTEGER NOT NULL,
   body BLOB NOT NULL,
   PRIMARY KEY (seq)
+);
+CREATE TABLE settlement_rows (
+  run_id TEXT NOT NULL,
+  line INTEGER NOT NULL,
+  body TEXT NOT NULL,
+  PRIMARY KEY (run_id, line)
+);
+CREATE TABLE settlement_runs (
+  run_id TEXT NOT NULL,
+  period TEXT NOT NULL,
+  kind TEXT NOT NULL,
+  inputs_hash TEXT NOT NULL,
+  inputs TEXT NOT NULL,
+  state TEXT NOT NULL,
+  line_count INTEGER NOT NULL,
+  PRIMARY KEY (run_id)
 );
 CREATE TABLE snapshots (
   tick INTEGER NOT NULL,

@@ -10,7 +10,7 @@ from qipan.store.database import Database, Postgres, Sqlite, search_path
 if TYPE_CHECKING:
     from sqlalchemy import Connection, Engine
 
-SCHEMA = 2  #: the newest step in migrations/versions
+SCHEMA = 3  #: the newest step in migrations/versions
 HERE = Path(__file__).parent
 
 

@@ -122,6 +122,54 @@ balances = table(
     column("currency", Words, primary_key=True),
     column("balance_micro", Whole),
 )
+# money set aside, closed once
+holds = table(
+    "holds",
+    column("hold_id", Words, primary_key=True),
+    column("account", Words),
+    column("currency", Words),
+    column("amount_micro", Whole),
+    column("left_micro", Whole),
+    column("expires_s", Real, nullable=True),
+    column("state", Words),
+    Index("holds_by_end", "state", "expires_s"),
+)
+# settlement runs that go on where they were ended; inputs and bodies are JSON
+settlement_runs = table(
+    "settlement_runs",
+    column("run_id", Words, primary_key=True),
+    column("period", Words),
+    column("kind", Words),
+    column("inputs_hash", Words),
+    column("inputs", Words),
+    column("state", Words),
+    column("line_count", Whole),
+)
+settlement_rows = table(
+    "settlement_rows",
+    column("run_id", Words, primary_key=True),
+    column("line", Whole, primary_key=True, autoincrement=False),
+    column("body", Words),
+)
+# the market: an auction's seed is secret until its gate is closed; clearing and order bodies are JSON
+auctions = table(
+    "auctions",
+    column("product", Words, primary_key=True),
+    column("gate_s", Real),
+    column("seed", Words),
+    column("state", Words),
+    column("body", Words),
+    Index("auctions_by_gate", "state", "gate_s"),
+)
+market_orders = table(
+    "market_orders",
+    column("order_id", Words, primary_key=True),
+    column("product", Words),
+    column("trader", Words),
+    column("sequence", Whole),
+    column("body", Words),
+    Index("orders_by_product", "product", "sequence"),
+)
 
 
 def ddl(dialect: str) -> str:
