@@ -14,7 +14,7 @@ import torch.distributed as dist
 from qipan.strategy import SiteStrategy, Stage, Strategy
 from qipan.trainer import checkpoint
 from qipan.trainer.layout import build
-from qipan.trainer.loop import summed_loss
+from qipan.trainer.model import summed_loss
 from qipan.workload import Model
 
 torch.set_num_threads(1)

@@ -1,55 +1,88 @@
-"""One rank of a training test: several short runs in one process group, so that torch is imported once.
+"""One rank of the training tests: many short runs in one process group, so that torch is imported once.
 
-torchrun tests/training.py PLAN OUT: PLAN is a JSON list of {folder, strategy, tokens, stop_at, model}; every run's
-per-step losses go to OUT."""
+torchrun tests/training.py PLAN OUT: PLAN is a JSON list of cases; each case's losses go to OUT.  A case is
+{strategy, model?, steps, vocab, tied, moe, folder?, save?, mutant?, walk?}; `alone` runs on rank 0 without the others.
+"""
 
+import contextlib
 import json
 import os
 import sys
+import time
 from pathlib import Path
 
 import msgspec
+import numpy as np
 import torch
 import torch.distributed as dist
 
 from qipan.strategy import Strategy
-from qipan.trainer import checkpoint
-from qipan.trainer.data import load_corpus
-from qipan.trainer.layout import build
-from qipan.trainer.loop import LEARNING_RATE, Run, schedule
-from qipan.workload import Model, Task, Work
+from qipan.trainer.loop import LEARNING_RATE, schedule
+from qipan.trainer.session import Session, adamw
+from qipan.workload.model import Model, Moe
+
+VOCAB = 51
 
 
-def run_one(plan: dict, corpus) -> list[float]:
-    strategy = msgspec.convert(plan["strategy"], type=Strategy)
-    model = Model("test", 2, 32, 4, 4, 8, 64, corpus.vocab, tied_embeddings=plan.get("tied", True))
-    work = Work(plan["tokens"], strategy.global_batch_rows * strategy.seq, strategy.seq)
-    os.environ["QIPAN_TASK"] = msgspec.json.encode(Task("train", "t", model, (plan["data"],), work)).decode()
-    os.environ["QIPAN_STRATEGY"] = strategy.to_json()
-    os.environ["QIPAN_CHECKPOINT_DIR"] = plan["folder"]
-    os.environ["QIPAN_EVENTS"] = plan["folder"] + "/events.jsonl"
-    Path(plan["folder"]).mkdir(parents=True, exist_ok=True)
-    run = Run(ready=True)
-    layout = build(model, strategy, strategy.seed)
-    optimizer = torch.optim.AdamW(
-        layout.model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1
-    )
-    step, losses = run._resume(layout, optimizer), []
-    while step < plan["stop_at"]:
-        for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * schedule(step, run.steps)
-        if plan.get("mutant") == "mean of means":
-            layout.loss_scale *= 1.0 + 0.5 * (
-                run.rank % 2
-            )  # a rank counts its own rows for more than they are
-        loss, _, _ = run._step(layout, optimizer, corpus, step, False)
-        losses.append(loss)
-        step += 1
-        if plan.get("mutant") == "mean of means":
-            layout.loss_scale /= 1.0 + 0.5 * (run.rank % 2)
-    if plan.get("save", True):
-        checkpoint.save(run.folder, layout.model, optimizer, step, strategy.label(), None)
-    return losses
+def batch(step: int, rows: int, seq: int) -> torch.Tensor:
+    """Arithmetic progressions: something to learn."""
+    generator = np.random.default_rng(step)
+    start, stride = generator.integers(0, VOCAB, (rows, 1)), generator.integers(1, 4, (rows, 1))
+    return torch.from_numpy((start + stride * np.arange(seq + 1)) % VOCAB)
+
+
+def spec(case: dict) -> Model:
+    moe = Moe(4, 2, 48, 1, 2, 2) if case.get("moe") else None
+    layers = case.get("layers", 8)
+    return Model("test", layers, 32, 4, 4, 8, 64, VOCAB, tied_embeddings=case.get("tied", True), moe=moe)
+
+
+def total_of(share: float) -> float:
+    told = torch.tensor([share], dtype=torch.float64)
+    if dist.is_initialized():
+        dist.all_reduce(told)
+    return float(told)
+
+
+def run(case: dict) -> dict:
+    strategy = msgspec.convert(case["strategy"], type=Strategy)
+    sgd = case.get("sgd", 0.0)  # its rate: unlike Adam, it shows a gradient of wrong size
+    make = (lambda parameters: torch.optim.SGD(parameters, lr=sgd)) if sgd else adamw
+    session = Session(spec(case), strategy, optimizer=make, clip=0.0 if sgd else 1.0)
+    if case.get("resume"):
+        session.resume(Path(case["folder"]))
+    walk = {int(step): msgspec.convert(to, type=Strategy) for step, to in case.get("walk", {}).items()}
+    losses, seconds = [], []
+    while session.step < case["steps"]:
+        if session.step in walk:
+            seconds.append(session.reshape(walk[session.step], Path(case["folder"])))
+        rows, seq, step = session.strategy.global_batch_rows, session.strategy.seq, session.step
+        first, last = session.own_rows()
+        if case.get("mutant") == "mean of means":  # each rank divides by its own rows, ranks are averaged
+            own = last - first
+            session.layout.loss_scale = rows / own
+        if case.get("mutant") == "wrong weights":
+            session.layout.loss_scale = session.layout.stage.dp * (1.0 + 0.5 * session.layout.place.d)
+        rate = sgd or LEARNING_RATE * schedule(step, 100)
+        share = session.train(batch(step, rows, seq)[first:last], rate)
+        losses.append(total_of(share) / rows / seq)
+    rows, seq = session.strategy.global_batch_rows, session.strategy.seq
+    first, last = session.own_rows()
+    unseen = total_of(session.layout.loss(batch(999, rows, seq)[first:last])) / rows / seq
+    if case.get("save"):
+        session.save(Path(case["folder"]))
+    return {"losses": losses, "unseen": unseen, "reshape_s": seconds}
+
+
+@contextlib.contextmanager
+def alone():
+    """As if no group stood: one plain rank."""
+    real = dist.is_initialized
+    dist.is_initialized = lambda: False
+    try:
+        yield
+    finally:
+        dist.is_initialized = real
 
 
 def main() -> None:
@@ -57,9 +90,19 @@ def main() -> None:
     torch.set_num_threads(1)
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
         dist.init_process_group("gloo")
-    corpus = load_corpus((plans[0]["data"],))
-    results = [run_one(plan, corpus) for plan in plans]
-    if not dist.is_initialized() or dist.get_rank() == 0:
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    results = []
+    for case in plans:
+        began_s = time.time()
+        if case.get("alone"):
+            with alone():
+                result = run(case) if rank == 0 else {}
+        else:
+            result = run(case)
+        results.append({**result, "seconds": round(time.time() - began_s, 2)})
+        if rank == 0:
+            out.with_suffix(".part").write_text(json.dumps(results))
+    if rank == 0:
         out.write_text(json.dumps(results))
     if dist.is_initialized():
         dist.barrier()

@@ -1,6 +1,7 @@
 """How model and data are split over devices, chip classes and sites: one frozen value, made by the planner,
 handed to the trainer in `QIPAN_STRATEGY`, kept in every checkpoint and receipt."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,10 +46,16 @@ class SiteStrategy:
     recompute: Literal["none", "selective", "full"] = "none"
     precision: Literal["fp32", "bf16", "fp16", "fp8"] = "fp32"
     offload: bool = False
+    replicas: int = 1  # with zero 1 to 3: copies of the sharded state (HSDP); divides dp
 
     @property
     def devices(self) -> int:
         return sum(stage.devices for stage in self.stages)
+
+    @property
+    def rows(self) -> int:
+        """Rows of the global batch that this site works on."""
+        return sum(self.stages[0].rows_per_dp)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +89,18 @@ class Strategy:
     @property
     def exact(self) -> bool:
         return self.outer is None
+
+    def site(self, site_id: str = "") -> SiteStrategy:
+        """The site of that name; without one, the only site.  Raises InvalidInput."""
+        for site in self.sites:
+            if site.id == site_id or (not site_id and len(self.sites) == 1):
+                return site
+        names = ", ".join(site.id for site in self.sites)
+        raise InvalidInput(f"no site {site_id!r} in the strategy; it has {names}")
+
+    def rows_before(self, site: SiteStrategy) -> int:
+        """Where the site's rows begin in the global batch."""
+        return sum(other.rows for other in self.sites[: self.sites.index(site)])
 
     def to_json(self) -> str:
         return msgspec.json.encode(self).decode()
@@ -135,9 +154,47 @@ def check_strategy(strategy: Strategy) -> None:
         )
 
 
+def share_rows(rates: Sequence[float], rows: int, least: int = 1) -> tuple[int, ...]:
+    """Whole numbers n_k >= least with sum `rows` that minimise max n_k / rates_k: the time of a step on unlike chips.
+    Floors of the ideal shares first, then each row to whom it delays least.  Raises InvalidInput."""
+    if rows < least * len(rates) or min(rates) <= 0:
+        raise InvalidInput(
+            f"{rows} rows over {len(rates)} ranks of rates {list(rates)}: each needs {least} or more"
+        )
+    total = sum(rates)
+    shares = [max(least, int(rows * rate / total)) for rate in rates]
+    while sum(shares) > rows:  # what the least pushed over is taken from the slowest that can give
+        k = max((k for k in range(len(rates)) if shares[k] > least), key=lambda k: (shares[k] / rates[k], -k))
+        shares[k] -= 1
+    while sum(shares) < rows:
+        k = min(range(len(rates)), key=lambda k: ((shares[k] + 1) / rates[k], k))
+        shares[k] += 1
+    return tuple(shares)
+
+
+def share_layers(layer_s: Sequence[float], extra_s: Sequence[float], layers: int) -> tuple[int, ...]:
+    """Layers of each pipeline stage, at least one, that minimise the slowest stage: n_s * layer_s + extra_s (embedding,
+    head).  Greedy is exact: a layer more never makes a stage faster."""
+    counts = [1] * len(layer_s)
+    if layers < len(counts):
+        raise InvalidInput(f"{layers} layers for {len(counts)} stages: each needs one")
+    while sum(counts) < layers:
+        k = min(range(len(counts)), key=lambda k: ((counts[k] + 1) * layer_s[k] + extra_s[k], k))
+        counts[k] += 1
+    return tuple(counts)
+
+
 def _site_label(site: SiteStrategy) -> str:
     first = site.stages[0]
-    data = "fsdp" if site.zero == 3 else "zero" + str(site.zero) + "-dp" if site.zero else "dp"
+    data = (
+        "hsdp"
+        if site.replicas > 1
+        else "fsdp"
+        if site.zero == 3
+        else "zero" + str(site.zero) + "-dp"
+        if site.zero
+        else "dp"
+    )
     parts = []
     if len(site.stages) > 1:
         parts.append(f"pp{len(site.stages)}")
@@ -145,6 +202,8 @@ def _site_label(site: SiteStrategy) -> str:
         parts.append(f"tp{first.tp}")
     if first.cp > 1:
         parts.append(f"cp{first.cp}")
+    if first.ep > 1:
+        parts.append(f"ep{first.ep}")
     if first.dp > 1 or not parts:
         parts.append(f"{data}{first.dp}")
     return "x".join(parts)

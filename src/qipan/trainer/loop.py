@@ -13,21 +13,26 @@ from types import FrameType
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.nn import functional
 
 from qipan.errors import QipanError
 from qipan.strategy import Strategy, parse_strategy
 from qipan.trainer import checkpoint
+from qipan.trainer.balance import WINDOW_S, Balance
 from qipan.trainer.data import Corpus, load_corpus, row_offsets, unigram_loss
-from qipan.trainer.layout import Layout, build
+from qipan.trainer.device import device
+from qipan.trainer.model import summed_loss as summed_loss
+from qipan.trainer.session import LEARNING_RATE, Session
+from qipan.trainer.world import World
 from qipan.workload import Task
 
 WARM_UP_STEPS = 20
-LEARNING_RATE = 3e-3
 PROGRESS_S = 0.5
+RESHAPE_S = 3.0  # expected before one was measured
+EVALUATION_ROWS = 16
 
 
 def main() -> None:
@@ -41,12 +46,13 @@ def main() -> None:
 
 
 class Run:
-    """One attempt on one rank.  `ready`: the process group stands already."""
+    """One attempt on one rank."""
 
-    def __init__(self, *, ready: bool = False) -> None:
+    def __init__(self) -> None:
         self.launched_s = float(os.environ.get("QIPAN_LAUNCHED_S", time.time()))
         self.task = msgspec.json.decode(os.environ["QIPAN_TASK"], type=Task)
-        self.strategy: Strategy = parse_strategy(os.environ["QIPAN_STRATEGY"])
+        strategy = parse_strategy(os.environ["QIPAN_STRATEGY"])
+        self.site_id = os.environ.get("QIPAN_SITE", "")
         self.folder = Path(os.environ["QIPAN_CHECKPOINT_DIR"])
         self.every_s = float(os.environ.get("QIPAN_CHECKPOINT_EVERY_S", "20"))
         self.control = Path(os.environ["QIPAN_CONTROL"]) if "QIPAN_CONTROL" in os.environ else None
@@ -54,138 +60,167 @@ class Run:
         self.asked_to_stop = False
         signal.signal(signal.SIGTERM, self._on_signal)
         torch.set_num_threads(1)
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not ready:
-            dist.init_process_group("gloo")
-        self.rank = dist.get_rank() if dist.is_initialized() else 0
-        work = self.task.work
-        self.seq, self.rows = self.strategy.seq, self.strategy.global_batch_rows
-        self.steps = work.tokens // (self.rows * self.seq)
+        site = strategy.site(self.site_id)
+        vendors = {stage.chip_class.split("/")[0] for stage in site.stages}
+        self.world = World.from_environment(len(vendors))
+        self.world.open()
+        self.corpus: Corpus = load_corpus(self.task.data)
+        assert self.task.model is not None
+        spec = replace(self.task.model, vocab=self.task.model.vocab or self.corpus.vocab)
+        self.session = Session(spec, strategy, self.site_id)
+        self.steps = self.task.work.tokens // (strategy.global_batch_rows * strategy.seq)
+        self.balance = Balance()
+        self.reshape_s = RESHAPE_S
 
     def train(self) -> None:
-        corpus = load_corpus(self.task.data)
-        assert self.task.model is not None
-        spec = replace(self.task.model, vocab=self.task.model.vocab or corpus.vocab)
-        layout = build(spec, self.strategy, self.strategy.seed)
-        optimizer = torch.optim.AdamW(
-            layout.model.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1
-        )
-        step = self._resume(layout, optimizer)
-        self._say("ready", start_s=round(time.time() - self.launched_s, 3), step=step, steps=self.steps)
-        stopped = self._steps(layout, optimizer, corpus, step)
+        self._resume()
+        start_s = round(time.time() - self.launched_s, 3)
+        self._say("ready", start_s=start_s, step=self.session.step, steps=self.steps)
+        stopped = self._steps()
         if not stopped:
-            self._finish(layout, corpus)
-        if dist.is_initialized():
-            dist.barrier()  # nobody leaves while another still reads from it
-            dist.destroy_process_group()
+            self._finish()
+        self.world.close()
 
-    def _resume(self, layout: Layout, optimizer: torch.optim.Optimizer) -> int:
+    def _resume(self) -> None:
         began_s = time.time()
-        found = checkpoint.committed(self.folder)
-        if not found:
-            return 0
-        newest = found[-1]
-        checkpoint.load(newest.path, layout.model, optimizer)
-        self._say(
-            "resumed", step=newest.step, from_strategy=newest.strategy, strategy=self.strategy.label(),
-            seconds=round(time.time() - began_s, 3),
-        )  # fmt: skip
-        return newest.step
+        newest = self.session.resume(self.folder)
+        if newest is not None:
+            self._say(
+                "resumed", step=newest.step, from_strategy=newest.strategy, strategy=self.session.strategy.label(),
+                seconds=round(time.time() - began_s, 3),
+            )  # fmt: skip
 
-    def _steps(self, layout: Layout, optimizer: torch.optim.Optimizer, corpus: Corpus, step: int) -> bool:
+    def _steps(self) -> bool:
         """Train to the end.  Returns whether it was stopped before."""
+        session = self.session
         saved_s = said_s = time.time()
-        saved_step = step
-        while step < self.steps:
+        while session.step < self.steps:
             began_s = time.time()
-            for group in optimizer.param_groups:
-                group["lr"] = LEARNING_RATE * schedule(step, self.steps)
-            loss, stop, due = self._step(layout, optimizer, corpus, step, began_s - saved_s >= self.every_s)
-            step += 1
-            now_s = time.time()
+            rate = LEARNING_RATE * schedule(session.step, self.steps)
+            share = session.train(self._batch(session.step), rate)
+            loss, stop, due, row_s = self._agree(share, began_s - saved_s >= self.every_s)
+            step, now_s = session.step, time.time()
             if now_s - said_s >= PROGRESS_S or step == self.steps:
                 said_s = now_s
-                self._say(
-                    "progress", step=step, steps=self.steps, tokens=step * self.rows * self.seq, loss=round(loss, 4),
-                    step_s=round(now_s - began_s, 4), rows_per_s=round(self.rows / (now_s - began_s), 2),
-                )  # fmt: skip
+                self._say_progress(loss, now_s - began_s, row_s)
             if due or stop or step == self.steps:
-                self._save(layout, optimizer, corpus, step)
-                saved_s, saved_step = time.time(), step
+                self._save()
+                saved_s = time.time()
             if stop and step < self.steps:
-                self._say("parked", step=saved_step)
+                self._say("parked", step=step)
                 return True
+            if step < self.steps:
+                self._rebalance(row_s, now_s - began_s)
         return False
 
-    def _step(
-        self, layout: Layout, optimizer: torch.optim.Optimizer, corpus: Corpus, step: int, due: bool
-    ) -> tuple[float, bool, bool]:
-        """One optimiser step.  Returns the batch's loss in nat per token, and whether all ranks agreed to stop and
-        to save."""
-        offsets = row_offsets(self.strategy.seed, step, self.rows, len(corpus.train), self.seq)
-        own = offsets[layout.rows[0] : layout.rows[1]]
-        total, tokens = 0.0, self.rows * self.seq
-        optimizer.zero_grad()
-        pieces = [piece for piece in _split(own, layout.micro_batches) if len(piece)]
-        for i, piece in enumerate(pieces):
-            rows = torch.stack([torch.from_numpy(corpus.train[at : at + self.seq + 1]) for at in piece])
-            with layout.accumulating(last=i == len(pieces) - 1):
-                loss = summed_loss(layout.model(rows[:, :-1]), rows[:, 1:])
-                (loss * (layout.loss_scale / tokens)).backward()  # type: ignore[no-untyped-call]
-            total += float(loss.detach())
-        layout.sum_gradients()
-        optimizer.step()
-        asked = self.asked_to_stop or (self.rank == 0 and self.control is not None and self.control.exists())
-        signals = torch.tensor([total, float(asked), float(due and self.rank == 0)], dtype=torch.float64)
+    def _batch(self, step: int) -> Tensor:
+        """This rank's rows of a step's global batch: (rows, seq + 1)."""
+        strategy = self.session.strategy
+        offsets = row_offsets(
+            strategy.seed, step, strategy.global_batch_rows, len(self.corpus.train), strategy.seq
+        )
+        first, last = self.session.own_rows()
+        return _rows(self.corpus.train, offsets[first:last].tolist(), strategy.seq)
+
+    def _agree(self, share: float, due: bool) -> tuple[float, bool, bool, list[float]]:
+        """What all ranks must do alike: (loss in nat per token, stop, save, seconds a row took on each rank; empty until
+        they have computed for long enough to tell)."""
+        session, rank = self.session, self.world.rank
+        asked = self.asked_to_stop or (rank == 0 and self.control is not None and self.control.exists())
+        ranks = self.world.size
+        told = torch.zeros(3 + 2 * ranks, dtype=torch.float64)
+        told[0], told[1], told[2] = share, float(asked), float(due and rank == 0)
+        told[3 + rank], told[3 + ranks + rank] = session.watch.forward_s, session.watch.rows
+        told = told.to(device())
         if dist.is_initialized():
-            dist.all_reduce(signals)
-        return float(signals[0]) / layout.tp / tokens, bool(signals[1] > 0), bool(signals[2] > 0)
+            dist.all_reduce(told)
+        values = told.tolist()
+        tokens = session.site.rows * session.strategy.seq
+        seconds, rows = values[3 : 3 + ranks], values[3 + ranks :]
+        row_s: list[float] = []
+        if max(seconds) >= WINDOW_S:
+            row_s = [s / n if n else 0.0 for s, n in zip(seconds, rows, strict=True)]
+            session.watch.clear()
+        return values[0] / tokens, values[1] > 0, values[2] > 0, row_s
 
-    def _save(self, layout: Layout, optimizer: torch.optim.Optimizer, corpus: Corpus, step: int) -> None:
-        began_s = time.time()
-        validation = self._evaluate(layout, corpus.validation)
-        self._say("validation", step=step, loss=round(validation, 4), seconds=round(time.time() - began_s, 3))
-        began_s = time.time()
-        label = self.strategy.label()
-        size = checkpoint.save(self.folder, layout.model, optimizer, step, label, validation)
-        self._say("checkpoint", step=step, seconds=round(time.time() - began_s, 3), bytes=size)
+    def _rebalance(self, row_s: list[float], step_s: float) -> None:
+        """Unlike chips, or chips whose speed changed: other rows at once, other layers by a reshape when that pays."""
+        session = self.session
+        site, stage = session.site, session.site.stages[0]
+        if site.zero or not row_s:
+            return  # forward passes gather, so they tell no speed of their own
+        if len(site.stages) == 1:
+            columns = stage.cp * stage.tp
+            by_dp = [max(row_s[d * columns : (d + 1) * columns]) for d in range(stage.dp)]
+            rows = self.balance.rows(site, by_dp)
+            if rows is not None:
+                self._say("rebalanced", step=session.step, rows_from=stage.rows_per_dp, rows_to=rows)
+                session.set_rows(rows)
+            return
+        by_stage = [max(row_s[s * stage.devices : (s + 1) * stage.devices]) for s in range(len(site.stages))]
+        other = self.balance.layers(site, by_stage)
+        if other is not None and step_s * (self.steps - session.step) * 0.05 > self.reshape_s:
+            sites = tuple(other if one is site else one for one in session.strategy.sites)
+            self.reshape(replace(session.strategy, sites=sites))
 
-    def _finish(self, layout: Layout, corpus: Corpus) -> None:
-        kept = checkpoint.best(self.folder)
-        assert kept is not None, "a run that ended has saved and validated"
-        checkpoint.load(kept.path, layout.model, None)
-        test = self._evaluate(layout, corpus.test)
+    def reshape(self, strategy: Strategy) -> None:
+        """Go on under another strategy in the same processes."""
+        before = self.session.strategy
+        self.reshape_s = self.session.reshape(strategy, self.folder)
+        self.balance = Balance()
         self._say(
-            "done", step=self.steps, test_loss=round(test, 4), unigram_loss=round(unigram_loss(corpus), 4),
-            best_step=kept.step, vocab=corpus.vocab,
+            "reshaped", step=self.session.step, strategy_from=before.label(), strategy_to=strategy.label(),
+            layers=[stage.layers for stage in self.session.site.stages], seconds=round(self.reshape_s, 3),
         )  # fmt: skip
 
-    @torch.no_grad()
-    def _evaluate(self, layout: Layout, tokens: Any) -> float:
-        """Nat per token over a part, in whole rows, each data-parallel rank its share."""
-        rows = (len(tokens) - 1) // self.seq
-        starts = [i * self.seq for i in range(rows)]
-        world = (dist.get_world_size() if dist.is_initialized() else 1) // layout.tp
-        mine = starts[self.rank // layout.tp :: world]
-        most = -(-rows // world)
-        total = torch.zeros(1, dtype=torch.float64)
-        layout.model.eval()
-        for i in range(
-            0, most, 16
-        ):  # every rank runs the same number of batches: sharded models gather in each
-            piece = mine[i : i + 16]
-            batch = torch.stack(
-                [torch.from_numpy(tokens[at : at + self.seq + 1]) for at in (piece or starts[:1])]
-            )
-            loss = summed_loss(layout.model(batch[:, :-1]), batch[:, 1:])
-            if piece:
-                total += loss.double()
-        layout.model.train()
+    def _save(self) -> None:
+        began_s = time.time()
+        validation = self._evaluate(self.corpus.validation)
+        step = self.session.step
+        self._say("validation", step=step, loss=round(validation, 4), seconds=round(time.time() - began_s, 3))
+        began_s = time.time()
+        size = self.session.save(self.folder, validation)
+        self._say("checkpoint", step=step, seconds=round(time.time() - began_s, 3), bytes=size)
+
+    def _finish(self) -> None:
+        kept = checkpoint.best(self.folder)
+        assert kept is not None, "a run that ended has saved and validated"
+        checkpoint.load(kept.path, self.session.layout.model, None)
+        test = self._evaluate(self.corpus.test)
+        self._say(
+            "done", step=self.steps, test_loss=round(test, 4), unigram_loss=round(unigram_loss(self.corpus), 4),
+            best_step=kept.step, vocab=self.corpus.vocab,
+        )  # fmt: skip
+
+    def _evaluate(self, tokens: Any) -> float:
+        """Nat per token over a part, in whole rows, each data-parallel rank its share.  All ranks run equally many
+        batches of equal size: sharded models gather in each, and pipelines pass them on."""
+        session = self.session
+        seq, layout = session.strategy.seq, session.layout
+        rows = (len(tokens) - 1) // seq
+        starts = [i * seq for i in range(rows)]
+        ranks = layout.stage.dp
+        mine = starts[layout.place.d :: ranks]
+        total = 0.0
+        for i in range(0, -(-rows // ranks), EVALUATION_ROWS):
+            piece = mine[i : i + EVALUATION_ROWS]
+            total += layout.loss(_rows(tokens, piece or starts[:1], seq).to(device())) * bool(piece)
+        told = torch.tensor([total], dtype=torch.float64, device=device())
         if dist.is_initialized():
-            dist.all_reduce(total)
-        return float(total) / layout.tp / (rows * self.seq)
+            dist.all_reduce(told)
+        return float(told) / (rows * seq)
+
+    def _say_progress(self, loss: float, step_s: float, row_s: list[float]) -> None:
+        session = self.session
+        rows = session.strategy.global_batch_rows
+        self._say(
+            "progress", step=session.step, steps=self.steps, tokens=session.step * rows * session.strategy.seq,
+            loss=round(loss, 4), step_s=round(step_s, 4), rows_per_s=round(rows / step_s, 2),
+            **({"forward_rows_per_s": [round(1 / s, 1) if s else 0 for s in row_s]} if row_s else {}),
+        )  # fmt: skip
 
     def _say(self, event: str, **values: object) -> None:
-        if self.rank != 0:
+        if self.world.rank != 0:
             return
         line = json.dumps({"event": event, "at_s": round(time.time(), 3), **values})
         if self.events:
@@ -206,12 +241,5 @@ def schedule(step: int, steps: int) -> float:
     return 0.1 + 0.45 * (1 + math.cos(math.pi * share))
 
 
-def summed_loss(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy summed over tokens, in nat: means of means would be wrong when ranks hold unlike rows."""
-    return functional.cross_entropy(logits.flatten(0, 1), targets.flatten(), reduction="sum")
-
-
-def _split(offsets: Any, pieces: int) -> list[Any]:
-    import numpy as np
-
-    return list(np.array_split(offsets, pieces))
+def _rows(tokens: Any, starts: list[int], seq: int) -> Tensor:
+    return torch.from_numpy(np.stack([tokens[at : at + seq + 1] for at in starts]))

@@ -19,7 +19,7 @@ from torch.optim import Optimizer
 from qipan.strategy import SiteStrategy, Stage, Strategy
 from qipan.trainer import checkpoint
 from qipan.trainer.layout import build
-from qipan.trainer.loop import summed_loss
+from qipan.trainer.model import summed_loss
 from qipan.workload.model import Model, train_flops_per_token
 
 SEQ, REPEATS = 64, 5

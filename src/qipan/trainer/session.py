@@ -1,0 +1,160 @@
+"""A model in training under a strategy, which may be replaced while the processes live.
+
+`Session` knows nothing of tasks, clocks or files of orders: `loop` and tests drive it.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from qipan.strategy import Strategy, check_strategy
+from qipan.trainer import checkpoint
+from qipan.trainer.device import device
+from qipan.trainer.layout import Layout, build
+from qipan.workload import Model
+
+LEARNING_RATE = 3e-3
+CLIP_NORM = 1.0
+
+Optimizer = Callable[[object], torch.optim.Optimizer]
+
+
+def adamw(parameters: object) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(
+        parameters,  # type: ignore[arg-type]
+        lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1, foreach=False,
+    )  # fmt: skip
+
+
+class Session:
+    """One rank of one site.  `step` counts optimiser steps done."""
+
+    def __init__(
+        self,
+        spec: Model,
+        strategy: Strategy,
+        site_id: str = "",
+        optimizer: Optimizer = adamw,
+        clip: float = CLIP_NORM,
+    ) -> None:
+        self.spec, self.site_id, self.clip = spec, site_id, clip
+        self._make = optimizer
+        self.step = 0
+        self._open(strategy)
+
+    def _open(self, strategy: Strategy) -> None:
+        check_strategy(strategy)
+        self.strategy = strategy
+        self.site = strategy.site(self.site_id)
+        self.layout: Layout = build(self.spec, strategy, strategy.seed, self.site_id)
+        self.optimizer = self._make(self.layout.model.parameters())
+        self.watch = Watch(self.layout)
+
+    @property
+    def base(self) -> int:
+        """Where this site's rows begin in the global batch."""
+        return self.strategy.rows_before(self.site)
+
+    def own_rows(self) -> tuple[int, int]:
+        first, last = self.layout.rows
+        return self.base + first, self.base + last
+
+    def train(self, batch: Tensor, lr: float) -> float:
+        """One optimiser step on this rank's rows (rows, seq + 1).  Returns its share of the summed loss."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = lr
+        self.optimizer.zero_grad()
+        total = self.layout.gradients(batch.to(device()), self.site.rows * self.strategy.seq)
+        if self.clip:
+            self.layout.clip(self.clip)
+        self.optimizer.step()
+        self.step += 1
+        return total
+
+    def set_rows(self, rows_per_dp: tuple[int, ...]) -> None:
+        """Other rows for each data-parallel rank of this site: nothing moves, no time is lost."""
+        stages = tuple(replace(stage, rows_per_dp=rows_per_dp) for stage in self.site.stages)
+        self._adopt(replace(self.site, stages=stages))
+        self.layout.set_rows(rows_per_dp)
+
+    def _adopt(self, site: object) -> None:
+        sites = tuple(site if one is self.site else one for one in self.strategy.sites)
+        strategy = replace(self.strategy, sites=sites)  # type: ignore[arg-type]
+        check_strategy(strategy)
+        self.strategy = strategy
+        self.site = self.layout.site = strategy.site(self.site_id)
+
+    def save(self, folder: Path, validation: float | None = None) -> int:
+        return checkpoint.save(
+            folder, self.layout.model, self.optimizer, self.step, self.strategy.label(), validation
+        )
+
+    def resume(self, folder: Path) -> checkpoint.Commit | None:
+        """Go on from the newest committed checkpoint, whatever strategy wrote it."""
+        found = checkpoint.committed(folder)
+        if not found:
+            return None
+        checkpoint.load(found[-1].path, self.layout.model, self.optimizer)
+        self.step = found[-1].step
+        return found[-1]
+
+    def reshape(self, strategy: Strategy, folder: Path, regroup: Callable[[], bool] | None = None) -> float:
+        """Save, take the new strategy, load, go on in the same processes.  `regroup` makes the world of ranks anew between
+        the two and says whether this rank is still in it.  Refused strategies change nothing.  Returns seconds."""
+        began_s = time.perf_counter()
+        check_strategy(strategy)
+        self.save(folder)
+        step = self.step
+        del self.layout, self.optimizer, self.watch
+        if regroup is not None and not regroup():
+            return time.perf_counter() - began_s
+        self._open(strategy)
+        newest = checkpoint.committed(folder, digests=False)[-1]
+        assert newest.step == step
+        checkpoint.load(newest.path, self.layout.model, self.optimizer)
+        self.step = step
+        return time.perf_counter() - began_s
+
+
+class Watch:
+    """Seconds of pure computation: the forward passes of this rank's part, which wait for nobody (except where FSDP2
+    gathers).  On an accelerator only every tenth step is measured, since measuring waits for the device."""
+
+    SAMPLE = 10
+
+    def __init__(self, layout: Layout) -> None:
+        self.forward_s = 0.0
+        self.rows = 0
+        self._calls = 0
+        self._began_s = 0.0
+        parts = layout.pipeline.parts if layout.pipeline is not None else [layout.model]
+        for part in parts:
+            part.register_forward_pre_hook(self._begin)
+            part.register_forward_hook(self._end)
+
+    def clear(self) -> None:
+        self.forward_s, self.rows = 0.0, 0
+
+    def _begin(self, module: torch.nn.Module, _given: object) -> None:
+        self._calls += module.training
+        if self._measures(module):
+            _settle()
+            self._began_s = time.perf_counter()
+
+    def _end(self, module: torch.nn.Module, given: tuple[Tensor, ...], _made: object) -> None:
+        if self._measures(module):
+            _settle()
+            self.forward_s += time.perf_counter() - self._began_s
+            self.rows += given[0].shape[0]
+
+    def _measures(self, module: torch.nn.Module) -> bool:
+        return module.training and (device().type == "cpu" or self._calls % self.SAMPLE == 0)
+
+
+def _settle() -> None:
+    if device().type != "cpu":
+        torch.accelerator.synchronize()
