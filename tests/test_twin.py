@@ -24,11 +24,17 @@ from worlds import FAST, SLOW, TARIFF, nation, order, random_orders
 BOARDS = ["cn", "east", "west", "dc1", "dc2", "dc3"]
 
 
-def stormy_world(seed: int, tasks: int = 40) -> tuple[World, set[TaskId]]:
+def stormy_world(
+    seed: int,
+    tasks: int = 40,
+    settings: Settings = Settings(),  # noqa: B008
+) -> tuple[World, set[TaskId]]:
     """Forty tasks on three levels; a tenth of the messages lost, a fifth late, a tenth repeated; one board crashes,
     three attempts are killed."""
     rng = named_random(seed, "faults of the world")
-    world = build_world(nation(), seed=seed, faults=Faults(lose=0.1, delay=0.2, repeat=0.1))
+    world = build_world(
+        nation(), seed=seed, settings=settings, faults=Faults(lose=0.1, delay=0.2, repeat=0.1)
+    )
     world.after_step.append(check_world)
     orders = random_orders(named_random(seed, "orders"), tasks, 300.0)
     world.happenings = arrivals(orders)
@@ -41,9 +47,9 @@ def stormy_world(seed: int, tasks: int = 40) -> tuple[World, set[TaskId]]:
     return world, {order.task_id for order in orders}
 
 
-def run_storm(seed: int) -> World:
+def run_storm(seed: int, settings: Settings = Settings()) -> World:  # noqa: B008
     try:
-        world, submitted = stormy_world(seed)
+        world, submitted = stormy_world(seed, settings=settings)
         world.run(until_s=50_000)
         check_end(world, submitted)
         assert set(world.tree.root.state.over.values()) == {"done"}
@@ -179,10 +185,20 @@ def test_the_same_seed_gives_a_byte_identical_log():
     assert log() == log()
 
 
+#: every board takes itself for a large one: a tick looks at what changed only
+LARGE = Settings(look_at_all_up_to=0, orders_per_tick=3)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(50))
 def test_storm(seed):
     run_storm(seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(50, 100))
+def test_storm_on_boards_that_look_at_what_changed(seed):
+    run_storm(seed, LARGE)
 
 
 @pytest.mark.endurance

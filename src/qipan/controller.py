@@ -34,6 +34,7 @@ from qipan.leases import EngineId, TaskId
 from qipan.ledger import Transfer
 from qipan.release import RELEASE
 from qipan.scheduler import Decision, Moment, Settings, State, decide
+from qipan.scheduler.snapshot import decode_state, encode_state
 from qipan.store import Store, StoredFact, StoredTick
 
 KEPT_EVERY_S = 86_400.0  # so far apart are the snapshots from which replay may begin
@@ -55,7 +56,9 @@ class Bookkeeper(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    state: State
+    """`state` as `scheduler.snapshot` writes it."""
+
+    state: msgspec.Raw
     books: bytes
 
 
@@ -82,6 +85,10 @@ class Controller:
         self._snapshot_every = snapshot_every
         self._inbox: list[Fact] = []
         self._wake_s: float | None = None
+        self._since_snapshot = [
+            0,
+            0,
+        ]  # ticks, facts: a large state is written when there is as much to say anew
         self._recover()
         same_boot = store.get("boot_id") in (None, clock.boot_id())
         store.put("boot_id", clock.boot_id())
@@ -148,7 +155,11 @@ class Controller:
             self.parent.report(zip(numbers, reports, strict=True))
         for sent in decision.commands:
             deliver(self.engines[sent.engine], sent.command)
-        if decision.tick % self._snapshot_every == 0:
+        self._since_snapshot[0] += 1
+        self._since_snapshot[1] += len(facts)
+        if self._since_snapshot[0] >= self._snapshot_every and self._since_snapshot[1] * 4 >= len(
+            self.state.tasks
+        ):
             self.snapshot(keep=moment.now_s - self._kept_s >= KEPT_EVERY_S)
 
     def _transfers(self, facts: Sequence[Fact], decision: Decision, now_s: float) -> list[Transfer]:
@@ -173,9 +184,10 @@ class Controller:
     def snapshot(self, *, keep: bool = False) -> None:
         """`keep`: replay may begin here, after what was before is forgotten or when another release decided it."""
         books = self.books.encode() if self.books else b""
-        body = msgspec.msgpack.encode(Snapshot(self.state, books))
+        body = msgspec.msgpack.encode(Snapshot(msgspec.Raw(encode_state(self.state)), books))
         now_s = self.store.latest_now_s()
         self.store.save_snapshot(self.state.tick, body, now_s, keep=keep)
+        self._since_snapshot = [0, 0]
         if keep:
             self._kept_s = now_s
 
@@ -183,7 +195,7 @@ class Controller:
         found = self.store.snapshot()
         if found is not None:
             snapshot = msgspec.msgpack.decode(found[1], type=Snapshot)
-            self.state = snapshot.state
+            self.state = decode_state(bytes(snapshot.state))
             if self.books is not None:
                 self.books.restore(snapshot.books)
         for tick in self.store.ticks(after=self.state.tick):
@@ -244,7 +256,7 @@ def verify(store: Store, board: BoardId, settings: Settings, *, top: bool) -> in
             raise QipanError(
                 f"board {board} begins at tick {first} without a snapshot before it; restore a backup"
             )
-        state = msgspec.msgpack.decode(snapshots[first - 1], type=Snapshot).state
+        state = state_in(snapshots[first - 1])
     for tick in store.ticks():
         if tick.tick <= passed:
             continue
@@ -256,8 +268,12 @@ def verify(store: Store, board: BoardId, settings: Settings, *, top: bool) -> in
             if tick.written_by == RELEASE or not later:
                 raise
             passed = min(later)
-            state = msgspec.msgpack.decode(snapshots[passed], type=Snapshot).state
+            state = state_in(snapshots[passed])
     return count
+
+
+def state_in(snapshot: bytes) -> State:
+    return decode_state(bytes(msgspec.msgpack.decode(snapshot, type=Snapshot).state))
 
 
 def fact_of(body: bytes) -> Fact:

@@ -27,6 +27,7 @@ from qipan.planner import Option, Plan, plan_task, rank
 from qipan.quantities import format_money
 from qipan.scheduler import Settings
 from qipan.scheduler.bids import most_efficient, worth_of
+from qipan.scheduler.limits import why_waiting_text
 from qipan.scheduler.why import why_waiting
 from qipan.store import Store, StoreFolder
 from qipan.tree import Tree, build_tree
@@ -260,7 +261,7 @@ class Host:
         devices = sum(need.devices for need in live.needs) if live.engine else 0
         return TaskView(
             task_id, task.name, tenant, state, live.place, live.point_id, devices, live.attempt,
-            live.done_s / work_s, live.saved_s / work_s, live.why_waiting, submitted_s,
+            live.done_s / work_s, live.saved_s / work_s, why_waiting_text(root, live, self.clock.now_s()), submitted_s,
         )  # fmt: skip
 
     def submitted_task(self, task_id: str) -> Task:

@@ -73,14 +73,15 @@ def absorb(state: State, fact: Fact, draft: Draft) -> None:
         case CommandReceived():
             _command(state, fact.command, draft)
         case EngineOffered():
-            _offered(state, fact)
+            _offered(state, fact, draft)
         case EngineLost():
             if fact.engine in state.engines:
                 state.engines[fact.engine] = replace(state.engines[fact.engine], lost=True)
+                draft.anew = True
         case RenewalAsked():
             _renewal_asked(state, fact, draft)
         case CapacityChanged():
-            _capacity(state, fact)
+            _capacity(state, fact, draft)
         case LeaseGranted():
             _granted(state, fact, draft)
         case LeaseRefused():
@@ -100,7 +101,7 @@ def _submitted(state: State, fact: TaskSubmitted, draft: Draft) -> None:
     task_id = fact.order.task_id
     if task_id in state.tasks or task_id in state.over:
         return
-    order = fact.order
+    order = state.tasks.shared(fact.order)
     state.tasks[task_id] = TaskState(
         order,
         Phase.QUEUED,
@@ -123,7 +124,7 @@ def _cancel(state: State, fact: CancelRequested, draft: Draft) -> None:
 
 
 def _park(state: State, fact: ParkRequested, draft: Draft) -> None:
-    state.parked = fact.park
+    state.parked, draft.anew = fact.park, True
     if not fact.park:
         return
     for task in list(state.tasks.values()):
@@ -200,7 +201,7 @@ def _reserve(state: State, command: Reserve, draft: Draft) -> None:
     parent = ParentLease(
         command.lease_id, command.term, command.generation, draft.moment.lease_s + command.duration_s
     )
-    order = command.order
+    order = state.tasks.shared(command.order)
     state.over.pop(command.task_id, None)
     state.tasks[command.task_id] = TaskState(
         order,
@@ -218,10 +219,11 @@ def _renew(state: State, command: Renew) -> None:
     if command.asked_lease_s is None:
         return
     until_s = command.asked_lease_s + command.duration_s
-    wanted = set(command.lease_ids)
-    for task_id, task in state.tasks.items():
-        if task.parent is not None and task.parent.lease_id in wanted and until_s > task.parent.until_lease_s:
-            state.tasks[task_id] = replace(task, parent=replace(task.parent, until_lease_s=until_s))
+    for lease_id in command.lease_ids:
+        task_id = state.tasks.from_parent.get(lease_id)
+        task = state.tasks[task_id] if task_id is not None else None
+        if task is not None and task.parent is not None and until_s > task.parent.until_lease_s:
+            state.tasks[task.task_id] = replace(task, parent=replace(task.parent, until_lease_s=until_s))
             state.renewed_s = None  # leases below end with this one: they are renewed in this tick
 
 
@@ -236,17 +238,27 @@ def _addressed(state: State, command: Start | Resize | Stop, draft: Draft) -> Ta
 # ---- from engines ------------------------------------------------------------------------------------------------
 
 
-def _offered(state: State, fact: EngineOffered) -> None:
+def _offered(state: State, fact: EngineOffered, draft: Draft) -> None:
+    before = state.engines.get(fact.engine)
     state.engines[fact.engine] = EngineState(fact.offers, fact.chooses)
+    if before is None or before.lost or before.chooses is not fact.chooses:
+        draft.anew = True
+        for task in state.tasks.at(fact.engine):
+            state.tasks.lease_due.note(task.task_id, task)
+    else:
+        draft.chips |= {offer.chip_class for offer in {*fact.offers} ^ {*before.offers}}
     for key in [key for key in state.sent_down if key.startswith(f"{fact.engine}|")]:
         del state.sent_down[key]
-    for task_id, task in state.tasks.items():
+        draft.chips.add(key.split("|")[1])
+    for task_id in sorted(state.tasks.refusing):
+        task = state.tasks[task_id]
         if any(engine == fact.engine for engine, _ in task.refused):
             kept = tuple(entry for entry in task.refused if entry[0] != fact.engine)
             state.tasks[task_id] = replace(task, refused=kept)
 
 
-def _capacity(state: State, fact: CapacityChanged) -> None:
+def _capacity(state: State, fact: CapacityChanged, draft: Draft) -> None:
+    draft.chips.add(fact.chip_class)
     engine = state.engines.get(fact.engine)
     if engine is None:
         return
@@ -265,15 +277,18 @@ def _capacity(state: State, fact: CapacityChanged) -> None:
 
 def _renewal_asked(state: State, fact: RenewalAsked, draft: Draft) -> None:
     """Answer with the child's own stamp; count the lease from now, which is later than the stamp."""
-    wanted = set(fact.lease_ids)
     renewed: dict[float, list[LeaseId]] = {}  # seconds -> leases
-    for task_id, task in state.tasks.items():
-        if task.lease_id in wanted and task.engine == fact.engine and task.phase is not Phase.STOPPING:
+    for lease_id in fact.lease_ids:
+        task_id = state.tasks.by_lease.get(lease_id)
+        if task_id is None:
+            continue
+        task = state.tasks[task_id]
+        if task.engine == fact.engine and task.phase is not Phase.STOPPING:
             duration_s = lease_for(state, task, draft.moment)
             if duration_s <= 0:
                 continue
             state.tasks[task_id] = replace(task, lease_until_s=draft.moment.lease_s + duration_s)
-            renewed.setdefault(duration_s, []).append(task.lease_id)
+            renewed.setdefault(duration_s, []).append(lease_id)
     for duration_s, leases in sorted(renewed.items()):
         command = Renew(tuple(leases), state.term, duration_s, fact.asked_lease_s)
         draft.commands.append(ToEngine(fact.engine, command))

@@ -60,7 +60,7 @@ def allocate(
     """Values must be positive; a candidate that alone exceeds the capacity is never chosen."""
     usable = [_usable(bidder, capacity) for bidder in sorted(bidders, key=lambda bidder: bidder.task_id)]
     usable = [bidder for bidder in usable if bidder.candidates]
-    best = {bidder.task_id: max(bidder.candidates, key=_preference) for bidder in usable}
+    best = {bidder.task_id: max(bidder.candidates, key=preference) for bidder in usable}
     if _fits(best, capacity):
         return _result(best, usable, capacity, "free")
     if sum(len(bidder.candidates) for bidder in usable) <= exact_up_to:
@@ -79,7 +79,7 @@ def _usable(bidder: Bidder, capacity: Mapping[str, int]) -> Bidder:
     return Bidder(bidder.task_id, fitting, bidder.current)
 
 
-def _preference(candidate: Candidate) -> tuple[float, int, str]:
+def preference(candidate: Candidate) -> tuple[float, int, str]:
     """More value, then fewer devices."""
     return (candidate.value, -sum(devices for _, devices in candidate.needs), candidate.point_id)
 
@@ -142,7 +142,7 @@ def _scarcity(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> dict[st
     """Wanted over available, per device of each resource; at least a little, so that free devices count too."""
     wanted: dict[str, float] = dict.fromkeys(capacity, 0.0)
     for bidder in bidders:
-        best = max(bidder.candidates, key=_preference)
+        best = max(bidder.candidates, key=preference)
         for key, devices in best.needs:
             wanted[key] += devices
     return {key: max(0.05, wanted[key] / devices) if devices else 1.0 for key, devices in capacity.items()}
@@ -171,7 +171,7 @@ def _improve(bidders: Sequence[Bidder], capacity: Mapping[str, int], chosen: Cho
         gained = False
         for bidder in sorted(bidders, key=lambda one: (-max(c.value for c in one.candidates), one.task_id)):
             now = chosen.get(bidder.task_id)
-            for candidate in sorted(bidder.candidates, key=_preference, reverse=True):
+            for candidate in sorted(bidder.candidates, key=preference, reverse=True):
                 if candidate.value <= (now.value if now else 0.0):
                     break
                 trial = _make_room(by_id, capacity, chosen, bidder.task_id, candidate)
@@ -231,7 +231,7 @@ def _fill(bidders: Sequence[Bidder], capacity: Mapping[str, int], chosen: Choice
     free = _free(chosen, capacity)
     filled = dict(chosen)
     for bidder in sorted(bidders, key=lambda one: (-max(c.value for c in one.candidates), one.task_id)):
-        for candidate in sorted(bidder.candidates, key=_preference, reverse=True):
+        for candidate in sorted(bidder.candidates, key=preference, reverse=True):
             now = filled.get(bidder.task_id)
             if candidate.value <= (now.value if now else 0.0):
                 break

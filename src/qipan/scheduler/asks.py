@@ -4,13 +4,12 @@ Free devices cost nothing more (the tariff is apart).  Devices of running elasti
 would lose: the value of the progress given up and of the change itself.  These are shadow prices inside one owner.
 """
 
-from collections.abc import Iterable
 from dataclasses import replace
 
 from qipan.curves import Point
 from qipan.leases import AskStep, EngineId, Offer
-from qipan.scheduler.bids import Worth, time_left_s, worth_of
-from qipan.scheduler.state import EngineState, Moment, Phase, State, TaskState
+from qipan.scheduler.bids import Worth, steady, time_left_s, worth_of
+from qipan.scheduler.state import Moment, Phase, State, TaskState
 
 SECONDS_PER_HOUR = 3600
 
@@ -19,37 +18,31 @@ def engine_key(engine: EngineId, chip_class: str) -> str:
     return f"{engine}|{chip_class}"
 
 
-def free_devices(state: State, tasks: Iterable[TaskState]) -> dict[str, int]:
-    """(engine, chip class) -> devices at directly called engines that none of `tasks` holds."""
+def free_devices(state: State) -> dict[str, int]:
+    """(engine, chip class) -> devices at directly called engines that no task holds."""
     free: dict[str, int] = {}
     for engine, known in state.engines.items():
         if not known.chooses and not known.lost:
             for offer in known.offers:
                 key = engine_key(engine, offer.chip_class)
                 free[key] = free.get(key, 0) + offer.devices
-    for task in tasks:
-        if task.engine is not None:
-            for need in task.needs:
-                key = engine_key(task.engine, need.chip_class)
-                if key in free:
-                    free[key] -= need.devices
-    return free
+    return {key: devices - state.tasks.held.get(key, 0) for key, devices in free.items()}
 
 
-def asks_of(state: State, moment: Moment) -> tuple[Offer, ...]:
-    """This board's offers to its parent: one per (chip class, site), sorted."""
+def asks_of(state: State, moment: Moment, chips: set[str] | None = None) -> tuple[Offer, ...]:
+    """This board's offers to its parent: one per (chip class, site), sorted; of `chips` only when given."""
     offers: dict[tuple[str, str], Offer] = {}
-    free = free_devices(state, state.tasks.values())
+    free = free_devices(state)
     for engine, known in sorted(state.engines.items()):
         if known.lost:
             continue
         for offer in known.offers:
+            if chips is not None and offer.chip_class not in chips:
+                continue
             if known.chooses:
                 own = _less_sent(state, engine, offer)
             else:
-                own = _leaf_ask(
-                    state, engine, known, offer, free[engine_key(engine, offer.chip_class)], moment
-                )
+                own = _leaf_ask(state, engine, offer, free[engine_key(engine, offer.chip_class)], moment)
             key = (offer.chip_class, offer.site)
             offers[key] = _join(offers[key], own, state.settings.ask_steps) if key in offers else own
     return tuple(offers[key] for key in sorted(offers))
@@ -68,30 +61,64 @@ def price_of(offer: Offer, devices: int, already_sent: int) -> float | None:
     return None
 
 
-def _leaf_ask(
-    state: State, engine: EngineId, known: EngineState, offer: Offer, free: int, moment: Moment
-) -> Offer:
+def give_up_price(state: State, task: TaskState, moment: Moment) -> int:
+    """Micro-CNY per device-hour that a running task would lose by its next smaller point."""
+    assert task.engine is not None
+    offers = state.engines[task.engine].offers
+    offer = next(offer for offer in offers if offer.chip_class == task.needs[0].chip_class)
+    steps = _give_up(state, task, offer, moment)
+    return steps[0].price_micro_cny_per_device_hour if steps else 0
+
+
+def growth(task: TaskState) -> float:
+    """How much better its best point on the chips it holds is than its present one."""
+    now = task.point()
+    if now is None:
+        return 0.0
+    chip, allowed = now.needs[0].chip_class, task.parent.points if task.parent is not None else ()
+    best = max(
+        point.rate
+        for point in task.order.curve.points
+        if point.needs[0].chip_class == chip and (not allowed or point.point_id in allowed or point is now)
+    )
+    return best - now.rate
+
+
+def _leaf_ask(state: State, engine: EngineId, offer: Offer, free: int, moment: Moment) -> Offer:
     steps = [AskStep(free, 0)] if free > 0 else []
     if state.settings.asks:
-        for task in state.tasks.values():
-            if (
-                task.engine == engine
-                and task.phase is Phase.RUNNING
-                and task.order.elastic
-                and task.order.preemptible
-            ):
-                steps += _give_up(task, offer, moment)
+        for task in state.tasks.at(engine):
+            if task.phase is Phase.RUNNING and task.order.elastic and task.order.preemptible:
+                steps += _give_up(state, task, offer, moment)
     steps.sort(key=lambda step: (step.price_micro_cny_per_device_hour, step.devices))
     steps = steps[: state.settings.ask_steps]
     return replace(offer, asks=tuple(steps), largest_gang=sum(step.devices for step in steps))
 
 
-def _give_up(task: TaskState, offer: Offer, moment: Moment) -> list[AskStep]:
+def _give_up(state: State, task: TaskState, offer: Offer, moment: Moment) -> tuple[AskStep, ...]:
     """What the task would lose per device-hour, from its current point down to nothing, never falling on the way
-    (devices are given up in this order).  Prices keep two digits, so that the curve changes seldom."""
+    (devices are given up in this order).  Prices keep two digits, so that the curve changes seldom.  Those of a task whose worth is
+    steady are kept until it changes."""
     now = task.point()
     if now is None or now.needs[0].chip_class != offer.chip_class:
-        return []
+        return ()
+    if not steady(task.order):
+        return _steps_down(task, now, offer, moment)
+    mark = (
+        task.point_id, task.done_s, offer.tariff_micro_cny_per_device_hour,
+        task.parent.points if task.parent is not None else (),
+    )  # fmt: skip
+    known = state.tasks.steps_down.get(task.task_id)
+    if known is None or known[0] is not task.order or known[1] != mark:
+        known = state.tasks.steps_down[task.task_id] = (
+            task.order,
+            mark,
+            _steps_down(task, now, offer, moment),
+        )
+    return known[2]
+
+
+def _steps_down(task: TaskState, now: Point, offer: Offer, moment: Moment) -> tuple[AskStep, ...]:
     owner = worth_of(task.order, task.done_s, moment.now_s)
     change = owner.of_change(now, 0.0) / time_left_s(task.order, now, task.done_s)
     steps, point, floor = [], now, 0.0
@@ -102,7 +129,7 @@ def _give_up(task: TaskState, offer: Offer, moment: Moment) -> list[AskStep]:
         floor = max(floor, (lost + (change if point is now else 0.0)) / devices)
         steps.append(AskStep(devices, two_digits(floor * SECONDS_PER_HOUR)))
         point = below  # type: ignore[assignment]
-    return steps
+    return tuple(steps)
 
 
 def _worth(owner: Worth, point: Point, now: Point, offer: Offer) -> float:

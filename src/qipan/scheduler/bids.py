@@ -44,6 +44,11 @@ def progress_value(order: Order, done_s: float, now_s: float) -> float:
     )
 
 
+def steady(order: Order) -> bool:
+    """Whether what its progress is worth depends neither on the time nor on the work done."""
+    return order.deadline_s is None
+
+
 @dataclass(frozen=True, slots=True)
 class Worth:
     """A task's progress valued at one moment: `value` micro-CNY per second of work at its best rate; `done_s` of

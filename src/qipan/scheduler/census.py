@@ -48,6 +48,7 @@ def end_quarantine(state: State, draft: Draft) -> None:
     until_s = state.quarantine_until_s
     if until_s is not None and (not state.uncounted or draft.moment.lease_s >= until_s):
         state.quarantine_until_s = None
+        draft.anew = True
 
 
 def answer(state: State, draft: Draft) -> None:
@@ -79,6 +80,7 @@ def count(state: State, fact: TasksHeld, draft: Draft) -> None:
     if asked_s is None or asked_s != fact.asked_lease_s:
         return  # the answer to an earlier question; the newest one's is on its way
     del state.uncounted[fact.engine]
+    draft.anew = True
     if fact.term_seen >= state.term:
         state.term = fact.term_seen + 1
     for task_id, how in fact.over:

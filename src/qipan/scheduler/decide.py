@@ -3,6 +3,7 @@
 absorb    the facts, in order
 census    after a start: nothing is placed until the engines have said what they hold
 lapse     leases whose time is over
+look      at everything, or at what changed
 place     group the tasks, price the capacity, allocate points, order what changed
 renew     leases below and the lease above
 publish   asks to the parent when they changed
@@ -25,10 +26,9 @@ from qipan.scheduler.state import (
     Moment,
     Phase,
     State,
-    TaskState,
     ToEngine,
     lease_for,
-    parking_s,
+    park_at_s,
 )
 from qipan.scheduler.transitions import give_back, order_stop, to_queue
 
@@ -38,11 +38,13 @@ def decide(state: State, facts: Sequence[Fact], moment: Moment) -> Decision:
     same decision."""
     draft = Draft(moment)
     state.tick += 1
+    state.tasks.begin_tick()
     for fact in facts:
         absorb(state, fact, draft)
     census.end_quarantine(state, draft)
     census.answer(state, draft)
     lapse(state, draft)
+    look(state, draft)
     if not census.quarantined(state):
         place(state, draft)
     renew(state, draft)
@@ -59,22 +61,32 @@ def decide(state: State, facts: Sequence[Fact], moment: Moment) -> Decision:
     )
 
 
+def look(state: State, draft: Draft) -> None:
+    """Whether this tick looks at everything, or at what its facts changed: a large board does the first once in a lease's
+    time.  Follows from the state and the facts alone, as everything here."""
+    lease_s, settings = draft.moment.lease_s, state.settings
+    overdue = not state.looked_s <= lease_s < state.looked_s + settings.lease_s
+    few = len(state.tasks) <= settings.look_at_all_up_to
+    if draft.anew or overdue or few or state.more or census.quarantined(state):
+        draft.anew, state.looked_s, state.more = True, lease_s, False
+
+
 def lapse(state: State, draft: Draft) -> None:
     """A task whose lease from the parent runs out is parked, early enough to have ended by then.  One at an engine silent beyond its lease and the
-    margin is placed anew if it asked for that (`on_partition: restart`)."""
-    for task in list(state.tasks.values()):
-        if task.parent is not None and draft.moment.lease_s >= _park_at_s(state, task):
+    margin is placed anew if it asked for that (`on_partition: restart`).  An engine that refused a task may be
+    asked again after a while; devices promised to one that did not come are not waited for."""
+    lease_s, now_s = draft.moment.lease_s, draft.moment.now_s
+    for task_id in state.tasks.lease_due.take(lease_s):
+        task = state.tasks[task_id]
+        if task.parent is not None and task.phase is not Phase.STOPPING and lease_s >= park_at_s(state, task):
             why = "the lease from the parent board ran out"
             if task.phase is Phase.QUEUED:
                 give_back(state, task, draft, why)
-            elif task.phase is not Phase.STOPPING:
+            else:
                 draft.because(task.task_id, "parked", why)
                 order_stop(state, task, draft, park=True, why=why, after=AfterStop.RETURN)
-            continue
-        if task.engine is None or not state.engines[task.engine].chooses:
-            continue
-        silent_s = draft.moment.lease_s - task.lease_until_s - state.settings.margin_s
-        if task.phase is not Phase.RESERVING and silent_s >= 0 and task.order.on_partition == "restart":
+        elif state.moves_when_silent(task):
+            assert task.engine is not None
             draft.because(
                 task.task_id,
                 "moved",
@@ -82,19 +94,19 @@ def lapse(state: State, draft: Draft) -> None:
                 f" placed anew from {task.saved_s:.1f} s of saved work",
                 engine=task.engine,
             )
-            again_s = draft.moment.now_s + state.settings.lease_s
+            again_s = now_s + state.settings.lease_s
             state.tasks[task.task_id] = replace(
                 to_queue(task, draft),
                 refused=(*task.refused, (task.engine, again_s)),
                 generation=task.generation + 1,
             )
-
-
-def _park_at_s(state: State, task: TaskState) -> float:
-    """When a task from the parent must begin to park, on the lease clock."""
-    assert task.parent is not None
-    early_s = parking_s(task, state.settings.lease_s) if task.phase is not Phase.QUEUED else 0.0
-    return task.parent.until_lease_s - early_s
+    for task_id in state.tasks.time_due.take(now_s):
+        task = state.tasks[task_id]
+        state.tasks[task_id] = replace(
+            task,
+            refused=tuple(entry for entry in task.refused if entry[1] > now_s),
+            promised_until_s=task.promised_until_s if task.promised_until_s > now_s else 0.0,
+        )
 
 
 def renew(state: State, draft: Draft) -> None:
@@ -104,13 +116,11 @@ def renew(state: State, draft: Draft) -> None:
     if state.renewed_s is None or not state.renewed_s <= lease_s < state.renewed_s + every_s:
         state.renewed_s = lease_s
         for engine, known in sorted(state.engines.items()):
-            held = [
-                task
-                for task in state.tasks.values()
-                if task.engine == engine and task.phase not in (Phase.RESERVING, Phase.STOPPING)
-            ]
-            if known.chooses or not held:
+            if known.chooses:
                 continue
+            held = [
+                task for task in state.tasks.at(engine) if task.phase not in (Phase.RESERVING, Phase.STOPPING)
+            ]
             renewed: dict[float, list[LeaseId]] = {}  # seconds -> leases
             for task in held:
                 duration_s = lease_for(state, task, draft.moment)
@@ -121,45 +131,54 @@ def renew(state: State, draft: Draft) -> None:
                 draft.commands.append(ToEngine(engine, Renew(tuple(leases), state.term, duration_s)))
     if lease_s >= state.asked_s + every_s or lease_s < state.asked_s:
         state.asked_s = lease_s
-        above = tuple(task.parent.lease_id for task in state.tasks.values() if task.parent is not None)
+        above = tuple(sorted(state.tasks.from_parent))
         if above:
             draft.reports.append(RenewalAsked(EngineId(state.board), above, lease_s))
 
 
 def publish(state: State, draft: Draft) -> None:
+    """What changed of the offers to the parent."""
     if state.top:
         return
-    offers = asks_of(state, draft.moment)
+    chips = None if draft.anew or not state.published else changed_chips(state, draft)
+    if chips is not None and not chips:
+        return
+    offers = asks_of(state, draft.moment, chips)
+    if chips is not None:
+        kept = [offer for offer in state.published if offer.chip_class not in chips]
+        offers = tuple(sorted((*kept, *offers), key=lambda offer: (offer.chip_class, offer.site)))
     if offers != state.published:
         state.published = offers
         draft.reports.append(EngineOffered(EngineId(state.board), offers, chooses=True))
 
 
+def changed_chips(state: State, draft: Draft) -> set[str]:
+    """Chip classes of which this tick may have changed what can be had, or at what price."""
+    chips = draft.chips | draft.ordered | {key.split("|")[1] for key in state.tasks.freed}
+    for task_id in state.tasks.touched:
+        task = state.tasks.get(task_id)
+        if task is not None and task.engine is not None:
+            chips |= {need.chip_class for need in task.needs}
+    return chips
+
+
 def wake_s(state: State, draft: Draft) -> float | None:
     """When time alone would change something: a renewal, a lease's end, an engine to be asked again.  None when
     nothing is live: an idle board is not woken."""
-    if not state.tasks and state.census_asked_s is None:
+    tasks = state.tasks
+    if not tasks and state.census_asked_s is None:
         return None
     now_s, lease_s, every_s = draft.moment.now_s, draft.moment.lease_s, state.settings.lease_s * RENEW_SHARE
-    due = []
+    due = [0.0] if state.more else []
     if state.quarantine_until_s is not None:
         due.append(state.quarantine_until_s - lease_s)
-    if any(task.engine is not None for task in state.tasks.values()):
+    if any(tasks.at_engine.values()):
         due.append((state.renewed_s or 0.0) + every_s - lease_s)
-    for task in state.tasks.values():
-        if task.parent is not None:
-            due.append(state.asked_s + every_s - lease_s)
-            if task.phase is not Phase.STOPPING:
-                due.append(_park_at_s(state, task) - lease_s)
-        if task.phase is Phase.QUEUED:
-            due += [again_s - now_s for _, again_s in task.refused if again_s > now_s]
-            if task.promised_until_s > now_s:
-                due.append(task.promised_until_s - now_s)
-        elif (
-            task.order.on_partition == "restart"
-            and task.phase is not Phase.RESERVING
-            and task.engine is not None
-            and state.engines[task.engine].chooses
-        ):
-            due.append(task.lease_until_s + state.settings.margin_s - lease_s)
+    if tasks.from_parent:
+        due.append(state.asked_s + every_s - lease_s)
+    lease_due_s, time_due_s = tasks.lease_due.next_s(), tasks.time_due.next_s()
+    if lease_due_s is not None:
+        due.append(lease_due_s - lease_s)
+    if time_due_s is not None:
+        due.append(time_due_s - now_s)
     return now_s + max(min(due), 0.05) if due else None

@@ -6,32 +6,54 @@ may use, and the allocation's winners run.  Engines that choose (boards) are ask
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from fnmatch import fnmatchcase
+from heapq import heapify, heappop, heapreplace, nlargest, nsmallest
 
 from qipan.curves import Need, Point
 from qipan.events import Reserve, Resize, Start
-from qipan.leases import EngineId, LeaseId, Offer, Order
-from qipan.scheduler.allocate import Bidder, Candidate, allocate
-from qipan.scheduler.asks import engine_key, free_devices, price_of
-from qipan.scheduler.bids import progress_value, time_left_s, worth_of
+from qipan.leases import EngineId, LeaseId, Offer, Order, TaskId
+from qipan.scheduler.allocate import Bidder, Candidate, allocate, preference
+from qipan.scheduler.ask_table import in_regions
+from qipan.scheduler.asks import engine_key, free_devices, give_up_price, growth
+from qipan.scheduler.bids import time_left_s, worth_of
+from qipan.scheduler.children import by_bid, children_of, choose, rank_of
+from qipan.scheduler.limits import why_waiting_text
 from qipan.scheduler.state import AfterStop, Draft, EngineState, Phase, State, TaskState, ToEngine, lease_for
+from qipan.scheduler.tasks import Group
 from qipan.scheduler.transitions import give_back, order_stop
 
-SECONDS_PER_HOUR = 3600
+#: waiting tasks, and running ones of each kind, that bid against each other on a large board
+NEAR = 16
 
 
 def place(state: State, draft: Draft) -> None:
     start_granted(state, draft)
     if not state.parked:
-        allocate_leaves(state, draft)
-        ask_boards(state, draft)
+        groups = groups_to_look_at(state, draft)
+        allocate_leaves(state, draft, groups)
+        ask_boards(state, draft, groups)
     return_unplaced(state, draft)
+
+
+def groups_to_look_at(state: State, draft: Draft) -> list[Group]:
+    """All that wait, or those that something may have changed for: a member came, or more of a chip class that it could use can be
+    had."""
+    if draft.anew:
+        return list(state.tasks.groups.values())
+    tasks, found = state.tasks, {}
+    for task_id in tasks.touched:
+        group = tasks.group_of.get(task_id)
+        if group is not None:
+            found[group.key] = group
+    chips = draft.chips | {key.split("|")[1] for key in tasks.freed}
+    if chips:
+        found.update((key, group) for key, group in tasks.groups.items() if chips & group.chips)
+    return list(found.values())
 
 
 def start_granted(state: State, draft: Draft) -> None:
     """A granted lease is started at once, or, for a task from the parent, when its Start has come."""
-    for task in list(state.tasks.values()):
-        if task.phase is not Phase.RESERVED or (task.parent is not None and not task.parent.started):
+    for task in state.tasks.in_phase(Phase.RESERVED):
+        if task.parent is not None and not task.parent.started:
             continue
         assert task.engine is not None
         if task.engine in state.uncounted:
@@ -78,11 +100,11 @@ class Seat:
     point: Point
 
 
-def allocate_leaves(state: State, draft: Draft) -> None:
+def allocate_leaves(state: State, draft: Draft, groups: list[Group]) -> None:
     leaves = _usable(state, chooses=False)
-    if not leaves:
+    if not leaves or not (groups or draft.anew or draft.chips or state.tasks.freed):
         return
-    movable = [task for task in state.tasks.values() if _movable(state, task)]
+    movable = _who_bids(state, draft, groups)
     if not any(task.phase is Phase.QUEUED or task.order.elastic for task in movable):
         return
     bidders: list[Bidder] = []
@@ -91,15 +113,19 @@ def allocate_leaves(state: State, draft: Draft) -> None:
         bidder = _bidder(state, task, draft, seats)
         if bidder.candidates:
             bidders.append(bidder)
-    capacity = free_devices(state, [task for task in state.tasks.values() if not _movable(state, task)])
+    capacity = free_devices(state)
+    for task in movable:
+        if task.engine is not None:
+            for need in task.needs:
+                capacity[engine_key(task.engine, need.chip_class)] += need.devices
     chosen = allocate(bidders, capacity).chosen
     # Whoever gives devices up is told first; who takes them starts when they are confirmed free.
     for task in movable:
         seat = seats.get((task.task_id, chosen.get(task.task_id, "")))
         if task.phase is Phase.RUNNING:
             _keep_or_change(state, task, seat, draft)
-    free = free_devices(state, state.tasks.values())
-    for task in sorted(movable, key=lambda task: _bid_key(task, draft)):
+    free = free_devices(state)
+    for task in sorted(movable, key=lambda task: rank_of(task, draft.moment.now_s)):
         seat = seats.get((task.task_id, chosen.get(task.task_id, "")))
         if task.phase is not Phase.QUEUED or seat is None:
             continue
@@ -114,6 +140,70 @@ def allocate_leaves(state: State, draft: Draft) -> None:
                 why_waiting="waits for devices that another task is giving up",
                 promised_until_s=draft.moment.now_s + state.settings.lease_s,
             )
+
+
+def _who_bids(state: State, draft: Draft, groups: list[Group]) -> list[TaskState]:
+    """Everybody on a small board.  On a large one the dearest that wait, after all that fit at their best point were
+    placed, and the running tasks that would give up devices of their chip classes for the least, or gain the most by more;
+    the others stay as they are."""
+    tasks = state.tasks
+    if len(tasks) <= state.settings.look_at_all_up_to:
+        return [task for task in tasks.values() if _movable(state, task)]
+    waiting = _fill(state, draft, groups)
+    free = free_devices(state)
+    chips = {chip for task in waiting for chip in tasks.group_of[task.task_id].chips}
+    chips |= {key.split("|")[1] for key in tasks.freed}
+    running: dict[str, TaskState] = {}
+    for key in sorted(free):
+        engine, chip = key.split("|")
+        if not draft.anew and chip not in chips:
+            continue
+        held = [task for task in tasks.at(EngineId(engine)) if task.needs[0].chip_class == chip]
+        movable = [task for task in held if _movable(state, task)]
+        if waiting and chip in chips:
+            cheap = nsmallest(
+                NEAR, movable, key=lambda task: (give_up_price(state, task, draft.moment), task.task_id)
+            )
+            running.update((task.task_id, task) for task in cheap)
+        if free[key] > 0:
+            hungry = [(growth(task), task.task_id) for task in movable]
+            for gain, task_id in nlargest(NEAR, hungry):
+                if gain > 0:
+                    running[task_id] = tasks[TaskId(task_id)]
+    return [*waiting, *running.values()]
+
+
+def _fill(state: State, draft: Draft, groups: list[Group]) -> list[TaskState]:
+    """Place the dearest at their best point while that is free.  Returns the first NEAR of those that do not get it."""
+    now_s = draft.moment.now_s
+    free = free_devices(state)
+    left: list[TaskState] = []
+    heap = []
+    for number, group in enumerate(groups):
+        line = iter(by_bid(state, group, now_s, NEAR + sum(free.values())))
+        heap.append((next(line), number, line))
+    heapify(heap)
+    while heap and len(left) < NEAR:
+        rank, number, line = heap[0]
+        following = next(line, None)
+        if following is None:
+            heappop(heap)
+        else:
+            heapreplace(heap, (following, number, line))
+        task = state.tasks[rank[2]]
+        seats: dict[tuple[str, str], Seat] = {}
+        bidder = _bidder(state, task, draft, seats)
+        if not bidder.candidates:
+            continue
+        best = max(bidder.candidates, key=preference)
+        if all(free.get(key, 0) >= devices for key, devices in best.needs):
+            seat = seats[task.task_id, best.point_id]
+            for key, devices in best.needs:
+                free[key] -= devices
+            _reserve(state, task, seat.engine, seat.point, seat.point.needs, draft)
+        else:
+            left.append(task)
+    return left
 
 
 def _movable(state: State, task: TaskState) -> bool:
@@ -196,64 +286,19 @@ def _keep_or_change(state: State, task: TaskState, seat: Seat | None, draft: Dra
 # ---- boards: one is asked at a time --------------------------------------------------------------------------------
 
 
-def ask_boards(state: State, draft: Draft) -> None:
+def ask_boards(state: State, draft: Draft, groups: list[Group]) -> None:
     boards = _usable(state, chooses=True)
-    if not boards:
+    if not boards or not groups:
         return
-    waiting = [task for task in state.tasks.values() if task.phase is Phase.QUEUED]
-    for task in sorted(waiting, key=lambda task: _bid_key(task, draft)):
-        best = None
-        limits: list[str] = []
-        for engine, known in sorted(boards.items()):
-            if _refused(task, engine, draft):
-                limits.append(f"{engine} refused lately")
-                continue
-            for point, offer in _seats_at(state, task, known.offers):
-                score = _score(state, task, engine, point, offer, draft, limits)
-                if score is not None and (best is None or score > best[0]):
-                    best = (score, engine, point, offer)
-        if best is None:
-            why = "; ".join(sorted(set(limits))) or "no engine offers a chip class it can run on"
-            state.tasks[task.task_id] = replace(task, why_waiting=why)
-            continue
-        _, engine, point, offer = best
-        for need in point.needs:
-            key = f"{engine}|{need.chip_class}|{offer.site}"
-            state.sent_down[key] = state.sent_down.get(key, 0) + need.devices
-        _reserve(state, task, engine, point, point.needs, draft)
-
-
-def _score(
-    state: State,
-    task: TaskState,
-    engine: EngineId,
-    point: Point,
-    offer: Offer,
-    draft: Draft,
-    limits: list[str],
-) -> float | None:
-    """What the task's owner gains per second at this point and place, the ask taken off; None when it cannot be
-    had.  Moving data there delays the start and counts against it over the time left."""
-    devices = point.devices
-    if devices > offer.largest_gang:
-        limits.append(
-            f"{offer.site or engine} gives at most {offer.largest_gang} devices at once, {point.point_id} needs {devices}"
-        )
-        return None
-    sent = state.sent_down.get(f"{engine}|{offer.chip_class}|{offer.site}", 0)
-    ask = price_of(offer, devices, sent)
-    if ask is None:
-        limits.append(f"{offer.site or engine} has no {devices} devices of {offer.chip_class} to give now")
-        return None
-    owner = worth_of(task.order, task.done_s, draft.moment.now_s)
-    worth = owner.of(point, offer.tariff_micro_cny_per_device_hour)
-    if ask / SECONDS_PER_HOUR > worth:
-        limits.append(
-            f"{offer.site or engine} asks {ask / 1e6:.4f} CNY/h for {devices} devices of {offer.chip_class},"
-            f" {point.point_id} is worth {worth * SECONDS_PER_HOUR / 1e6:.4f}"
-        )
-        return None
-    return worth - ask / SECONDS_PER_HOUR
+    groups = [group for group in groups if group.members]
+    most = state.settings.orders_per_tick
+    chosen = choose(children_of(state, draft, boards), groups, most)
+    state.more = len(chosen) == most
+    for task, seat in chosen:
+        key = f"{seat.engine}|{seat.offer.chip_class}|{seat.offer.site}"
+        state.sent_down[key] = state.sent_down.get(key, 0) + seat.point.devices
+        draft.ordered.add(seat.offer.chip_class)
+        _reserve(state, task, seat.engine, seat.point, seat.point.needs, draft)
 
 
 # ---- shared ----------------------------------------------------------------------------------------------------------
@@ -307,10 +352,10 @@ def _reserve(
 def return_unplaced(state: State, draft: Draft) -> None:
     """A task from the parent that found no place here goes back to it: the parent asks the next best.  One that
     waits for devices which a cheaper task was told to give up stays."""
-    for task in list(state.tasks.values()):
-        promised = task.promised_until_s > draft.moment.now_s
-        if task.parent is not None and task.phase is Phase.QUEUED and not promised:
-            give_back(state, task, draft, task.why_waiting or "no devices for it at its bid")
+    for task_id in sorted(state.tasks.from_parent_waiting):
+        task = state.tasks[task_id]
+        if task.promised_until_s <= draft.moment.now_s:
+            give_back(state, task, draft, why_waiting_text(state, task, draft.moment.now_s))
 
 
 def usable_points(state: State, task: TaskState, offers: Iterable[Offer]) -> list[Point]:
@@ -341,17 +386,9 @@ def _seats_at(state: State, task: TaskState, offers: Iterable[Offer]) -> list[tu
 
 
 def allows(order: Order, offer: Offer) -> bool:
-    regions = not order.regions or any(
-        fnmatchcase(offer.region, pattern) or fnmatchcase(offer.site, pattern) for pattern in order.regions
-    )
     vendor = offer.chip_class.split("/")[0]
-    return regions and (not order.vendors or vendor in order.vendors)
+    return in_regions(order.regions, offer) and (not order.vendors or vendor in order.vendors)
 
 
 def _refused(task: TaskState, engine: EngineId, draft: Draft) -> bool:
     return any(name == engine and again_s > draft.moment.now_s for name, again_s in task.refused)
-
-
-def _bid_key(task: TaskState, draft: Draft) -> tuple[float, float, str]:
-    value = progress_value(task.order, task.done_s, draft.moment.now_s)
-    return (-value, task.order.submitted_s, task.task_id)

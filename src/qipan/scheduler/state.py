@@ -1,5 +1,5 @@
 """What a board knows: its engines and its live tasks.  Owned by `decide`, which updates it in place; the values
-in it are frozen.  Nothing here knows where in the tree the board stands."""
+in it are frozen (`tasks` keeps the live ones with what a tick asks of them).  Nothing here knows where in the tree the board stands."""
 
 from dataclasses import dataclass, field
 from enum import StrEnum
@@ -8,6 +8,7 @@ from qipan.curves import Need, Point
 from qipan.events import Command, Fact
 from qipan.hardware import BoardId
 from qipan.leases import EngineId, LeaseId, Offer, Order, Reason, TaskId
+from qipan.scheduler.tasks import Tasks
 
 #: renewal is asked for every sixth of a lease.  A lease ends no later than the one above it, so on the third level at
 #: least half is left between renewals: less than that may be set aside for parking
@@ -103,6 +104,10 @@ class Settings:
     asks: bool = True  # False: only free devices are offered upward (for measuring what prices are worth)
     elastic: bool = True
     ask_steps: int = 12
+    look_at_all_up_to: int = (
+        64  # live tasks; beyond, a tick looks at what changed, and at all once a lease's time
+    )
+    orders_per_tick: int = 50_000  # so many tasks at most are ordered to children in one tick
 
 
 @dataclass(slots=True)
@@ -122,7 +127,7 @@ class State:
     census_asked_s: float | None = None  # the parent's question that waits for an answer: its stamp
     census_term_seen: int = 0
     engines: dict[EngineId, EngineState] = field(default_factory=dict)
-    tasks: dict[TaskId, TaskState] = field(default_factory=dict)
+    tasks: Tasks = field(default_factory=dict)  # type: ignore[assignment]  # made one in __post_init__
     over: dict[TaskId, str] = field(default_factory=dict)
     sent_down: dict[str, int] = field(default_factory=dict)
     parked: bool = False
@@ -132,6 +137,35 @@ class State:
     )
     asked_s: float = 0.0  # when renewal was last asked from the parent
     lease_sequence: int = 0
+    looked_s: float = 0.0  # when everything was last looked at, on the lease clock
+    more: bool = False  # the last tick stopped at orders_per_tick
+
+    def __post_init__(self) -> None:
+        self.tasks = Tasks(self.tasks, self.lease_due_s, self.time_due_s)
+
+    def lease_due_s(self, task: TaskState) -> float | None:
+        """When the task must park because the lease above ends, or be placed anew because its engine is silent, on
+        the lease clock."""
+        due_s = None
+        if task.parent is not None and task.phase is not Phase.STOPPING:
+            due_s = park_at_s(self, task)
+        if task.order.on_partition == "restart" and self.moves_when_silent(task):
+            silent_s = task.lease_until_s + self.settings.margin_s
+            due_s = silent_s if due_s is None else min(due_s, silent_s)
+        return due_s
+
+    def moves_when_silent(self, task: TaskState) -> bool:
+        known = self.engines.get(task.engine) if task.engine is not None else None
+        return known is not None and known.chooses and task.phase is not Phase.RESERVING
+
+    def time_due_s(self, task: TaskState) -> float | None:
+        """When a waiting task may be placed where it was refused, or is promised devices no longer."""
+        if task.phase is not Phase.QUEUED:
+            return None
+        times = [again_s for _, again_s in task.refused]
+        if task.promised_until_s:
+            times.append(task.promised_until_s)
+        return min(times, default=None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,11 +210,21 @@ def parking_s(task: TaskState, lease_s: float) -> float:
     return min(point.stop_s, lease_s * PARKING_SHARE) if point is not None else 0.0
 
 
+def park_at_s(state: State, task: TaskState) -> float:
+    """When a task from the parent must begin to park, on the lease clock."""
+    assert task.parent is not None
+    early_s = parking_s(task, state.settings.lease_s) if task.phase is not Phase.QUEUED else 0.0
+    return task.parent.until_lease_s - early_s
+
+
 @dataclass(slots=True)
 class Draft:
-    """A decision while it is being made."""
+    """A decision while it is being made.  `anew`: everything is looked at, not only what changed."""
 
     moment: Moment
+    anew: bool = False
+    chips: set[str] = field(default_factory=set)  # chip classes of which more may be had than before
+    ordered: set[str] = field(default_factory=set)  # chip classes ordered from children
     commands: list[ToEngine] = field(default_factory=list)
     reports: list[Fact] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)

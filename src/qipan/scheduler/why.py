@@ -3,10 +3,10 @@
 from collections.abc import Callable
 from dataclasses import replace
 
-import msgspec
-
 from qipan.leases import TaskId
 from qipan.scheduler.decide import decide
+from qipan.scheduler.limits import why_waiting_text
+from qipan.scheduler.snapshot import decode_state, encode_state
 from qipan.scheduler.state import Moment, Phase, State, TaskState
 
 Relax = Callable[[State, TaskState], None]
@@ -18,7 +18,7 @@ def why_waiting(state: State, task_id: TaskId, now_s: float, lease_s: float) -> 
     task = state.tasks.get(task_id)
     if task is None or task.phase is not Phase.QUEUED:
         return []
-    found = [{"constraint": "now", "text": task.why_waiting or "not looked at yet"}]
+    found = [{"constraint": "now", "text": why_waiting_text(state, task, now_s)}]
     for name, text, relax in CONSTRAINTS:
         if _starts_without(state, task_id, relax, now_s, lease_s):
             found.append({"constraint": name, "text": text})
@@ -26,7 +26,7 @@ def why_waiting(state: State, task_id: TaskId, now_s: float, lease_s: float) -> 
 
 
 def _starts_without(state: State, task_id: TaskId, relax: Relax, now_s: float, lease_s: float) -> bool:
-    copy = msgspec.msgpack.decode(msgspec.msgpack.encode(state), type=State)
+    copy = decode_state(encode_state(state))
     relax(copy, copy.tasks[task_id])
     decide(copy, (), Moment(now_s, lease_s))
     after = copy.tasks.get(task_id)

@@ -1,0 +1,217 @@
+"""Engines that choose (boards) are asked one at a time, the best first.
+
+Groups of alike tasks are served in the order of their bids.  For each group all seats are valued at once against the
+children's ask curves; the best few are kept and valued again when their turn comes, since prices only rise while
+orders are given (lazy greedy, Minoux 1978).  Once a group finds no seat, none of its members does.
+"""
+
+import heapq
+from bisect import insort
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from qipan.curves import Point
+from qipan.leases import EngineId, Offer, TaskId
+from qipan.scheduler.ask_table import ChipAsks, Floats, ask_tables
+from qipan.scheduler.bids import Worth, progress_value, steady, worth_of
+from qipan.scheduler.state import Draft, State, TaskState
+from qipan.scheduler.tasks import Group
+
+SECONDS_PER_HOUR = 3600
+#: seats kept of a group at a time
+SEATS_KEPT = 64
+
+Rank = tuple[float, float, TaskId]
+
+
+@dataclass(frozen=True, slots=True)
+class ChildSeat:
+    engine: EngineId
+    point: Point
+    offer: Offer
+    table: ChipAsks
+    row: int
+
+
+@dataclass(slots=True)
+class _Line:
+    """A group's members in the order of their bids, and its best seats: (-score, order, seat), best first.  `least`: no
+    seat that was left out scored more than that; None: none was left out."""
+
+    group: Group
+    members: list[Rank] | None  # of an unsteady group, last first
+    seats: list[tuple[float, tuple[int, int, int], ChildSeat]] | None = None
+    least: float | None = None
+
+
+@dataclass(slots=True)
+class Children:
+    """The children that can be asked, and what they ask, while one tick orders from them."""
+
+    state: State
+    draft: Draft
+    tables: dict[str, ChipAsks]
+    _tariffs: dict[tuple[str, int], tuple[Floats, Floats]] = field(default_factory=dict)
+
+    def seats(
+        self, task: TaskState, owner: Worth, most: int
+    ) -> tuple[list[tuple[float, tuple[int, int, int], ChildSeat]], float | None]:
+        """The best seats of a task at the present asks."""
+        found: list[tuple[Floats, Floats, int, ChipAsks]] = []
+        refused = tuple(engine for engine, again_s in task.refused if again_s > self.draft.moment.now_s)
+        for number, point in enumerate(task.order.curve.points):
+            table = self._table_for(task, point)
+            if table is None:
+                continue
+            score = self._scores(table, point, owner)
+            mask = table.allowed(task.order.regions, refused)
+            rows = np.nonzero(score >= 0 if mask is None else (score >= 0) & mask)[0]
+            if len(rows):
+                found.append((score[rows], rows, number, table))
+        if not found:
+            return [], None
+        scores = np.concatenate([score for score, _, _, _ in found])
+        least = None
+        if len(scores) > most:
+            least = float(np.partition(scores, len(scores) - most)[len(scores) - most])
+        seats = []
+        for score, rows, number, table in found:
+            kept = range(len(rows)) if least is None else np.nonzero(score >= least)[0][:most]
+            for i in kept:
+                row = int(rows[i])
+                seat = ChildSeat(
+                    table.engines[row], task.order.curve.points[number], table.offers[row], table, row
+                )
+                seats.append((-float(score[i]), (self.order_of[seat.engine], number, row), seat))
+        seats.sort(key=lambda entry: entry[:2])
+        return seats, least
+
+    order_of: dict[EngineId, int] = field(default_factory=dict)
+
+    def score(self, seat: ChildSeat, owner: Worth) -> float:
+        """What the task's owner gains per second at this point and place, the ask taken off; negative when it cannot be
+        had."""
+        ask = seat.table.price(seat.row, seat.point.devices)
+        return owner.of(seat.point, seat.offer.tariff_micro_cny_per_device_hour) - ask / SECONDS_PER_HOUR
+
+    def _table_for(self, task: TaskState, point: Point) -> ChipAsks | None:
+        chip = point.needs[0].chip_class
+        if len(point.needs) != 1 and len({need.chip_class for need in point.needs}) != 1:
+            return None  # points on unlike chips are placed by the mixed form
+        parent, vendors = task.parent, task.order.vendors
+        if parent is not None and parent.started and parent.points and point.point_id not in parent.points:
+            return None
+        if vendors and chip.split("/")[0] not in vendors:
+            return None
+        return self.tables.get(chip)
+
+    def _scores(self, table: ChipAsks, point: Point, owner: Worth) -> Floats:
+        chip = point.needs[0].chip_class
+        known = self._tariffs.get((chip, 0))
+        if known is None:
+            known = self._tariffs[chip, 0] = np.unique(table.tariff, return_inverse=True)
+        tariffs, which = known
+        worth = np.array([owner.of(point, int(tariff)) for tariff in tariffs])
+        price = table.prices(point.devices)
+        score: Floats = (worth[which] if len(tariffs) > 1 else worth[0]) - price / SECONDS_PER_HOUR
+        return score
+
+
+def choose(children: Children, groups: Iterable[Group], most: int) -> list[tuple[TaskState, ChildSeat]]:
+    """Who is ordered where, dearest bid first; at most `most`.  The devices are taken off the tables."""
+    state, now_s = children.state, children.draft.moment.now_s
+    heap: list[tuple[Rank, int, _Line]] = []
+    for number, group in enumerate(groups):
+        line = _Line(group, None if steady_group(state, group) else by_bid(state, group, now_s)[::-1])
+        _push(heap, state, line, number, now_s)
+    chosen: list[tuple[TaskState, ChildSeat]] = []
+    while heap and len(chosen) < most:
+        rank, number, line = heapq.heappop(heap)
+        task = state.tasks[rank[2]]
+        owner = worth_of(task.order, task.done_s, now_s)
+        seat = _best(children, line, task, owner)
+        if seat is None and line.members is None:
+            continue  # none of the group finds one
+        if seat is None:
+            if _hopeless(children, task, owner):
+                continue
+        else:
+            seat.table.take(seat.row, seat.point.devices)
+            chosen.append((task, seat))
+            line.group.members.discard(task.task_id)  # put back by the caller, who orders it
+        _push(heap, state, line, number, now_s)
+    for task, _ in chosen:
+        state.tasks.group_of[task.task_id].members.add(task.task_id)
+    return chosen
+
+
+def steady_group(state: State, group: Group) -> bool:
+    return steady(state.tasks[next(iter(group.members))].order)
+
+
+def rank_of(task: TaskState, now_s: float) -> Rank:
+    value = progress_value(task.order, task.done_s, now_s)
+    return (-value, task.order.submitted_s, task.task_id)
+
+
+def by_bid(state: State, group: Group, now_s: float, most: int = 1_000_000_000) -> list[Rank]:
+    """The ranks of its members, dearest bid first; at most `most` of a steady group."""
+    members = group.heads(most) if steady_group(state, group) else group.members
+    return sorted(rank_of(state.tasks[task_id], now_s) for task_id in members)
+
+
+def _push(heap: list[tuple[Rank, int, _Line]], state: State, line: _Line, number: int, now_s: float) -> None:
+    if line.members is None:
+        head = line.group.head()
+        rank = rank_of(state.tasks[head], now_s) if head is not None else None
+    else:
+        rank = line.members.pop() if line.members else None
+    if rank is not None:
+        heapq.heappush(heap, (rank, number, line))
+
+
+def _best(children: Children, line: _Line, task: TaskState, owner: Worth) -> ChildSeat | None:
+    """The group's best seat as things are now; it is taken from the list, and put back while it is good."""
+    if line.members is not None:
+        seats, _ = children.seats(task, owner, 1)
+        return seats[0][2] if seats else None
+    while True:
+        if line.seats is None:
+            line.seats, line.least = children.seats(task, owner, SEATS_KEPT)
+            if not line.seats:
+                return None
+        if not line.seats:
+            if line.least is None:
+                return None
+            line.seats = None
+            continue
+        score, order, seat = line.seats[0]
+        now = children.score(seat, owner)
+        if now == -score:
+            return seat
+        line.seats.pop(0)
+        if now >= 0:
+            insort(line.seats, (-now, order, seat), key=lambda entry: entry[:2])
+        if line.least is not None and (not line.seats or -line.seats[0][0] < line.least):
+            line.seats = None  # one that was left out may be better now
+
+
+def _hopeless(children: Children, task: TaskState, owner: Worth) -> bool:
+    """Whether no member with a lower bid can find a seat either: even on time, no point pays the least that is asked."""
+    for point in task.order.curve.points:
+        table = children._table_for(task, point)
+        if table is not None and len(table.offers):
+            least = float(table.prices(point.devices).min()) / SECONDS_PER_HOUR
+            if owner.value * point.rate >= least:
+                return False
+    return True
+
+
+def children_of(state: State, draft: Draft, usable: Iterable[EngineId]) -> Children:
+    names = sorted(usable)
+    tables = ask_tables([(engine, state.engines[engine].offers) for engine in names], state.sent_down)
+    children = Children(state, draft, tables)
+    children.order_of.update((engine, number) for number, engine in enumerate(names))
+    return children
