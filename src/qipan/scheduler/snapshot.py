@@ -56,9 +56,8 @@ def decode_state(body: bytes) -> State:
     if not body.startswith(_ARRAY_OF_3):
         old = msgspec.msgpack.decode(body)
         tasks = msgspec.convert(old.pop("tasks"), dict[TaskId, TaskState])
-        return State(
-            tasks=tasks, **{name: msgspec.convert(value, hints[name]) for name, value in old.items()}
-        )
+        rest = {name: msgspec.convert(value, hints[name]) for name, value in old.items()}
+        return State(tasks=tasks, **rest)  # type: ignore[arg-type]
     saved = msgspec.msgpack.decode(body, type=_Saved)
     rest = {name: msgspec.msgpack.decode(raw, type=hints[name]) for name, raw in saved.rest.items()}
     tasks = {}
