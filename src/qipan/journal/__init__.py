@@ -24,6 +24,7 @@ from qipan.store.ledger import add_transfers
 
 VALUES_MAX = 500  # marks in one IN list
 TRIES = 20
+PAGE = 5000
 TOUCH_BALANCE = (
     "INSERT INTO balances (account, currency, balance_micro) VALUES (?,?,0) ON CONFLICT DO NOTHING"
 )
@@ -186,14 +187,18 @@ class Journal:
         )
 
     def check(self) -> Audit:
-        """The auditor's answer about all that is stored."""
-        db = self.db
-        return audit(
-            db.rows("SELECT transfer_id, key, body_hash, cause FROM transfers ORDER BY transfer_id"),
-            db.rows("SELECT transfer_id, account, amount_micro, currency FROM entries ORDER BY transfer_id, position"),
-            self.balances(),
-            db.rows("SELECT hold_id, account, currency, amount_micro, left_micro, state FROM holds ORDER BY hold_id"),
-        )  # fmt: skip
+        """The auditor's answer about all that is stored, as of one moment.  It holds balances in memory, not entries."""
+        with self.db.frozen():
+            return audit(
+                self._streamed("SELECT transfer_id, key, body_hash, cause FROM transfers ORDER BY transfer_id"),
+                self._streamed("SELECT transfer_id, account, amount_micro, currency FROM entries ORDER BY transfer_id, position"),
+                self.balances(),
+                self._streamed("SELECT hold_id, account, currency, amount_micro, left_micro, state FROM holds ORDER BY hold_id"),
+            )  # fmt: skip
+
+    def _streamed(self, sql: str) -> Iterator[Any]:
+        for batch in self.db.batches(sql, PAGE):
+            yield from batch
 
 
 def _other_writer(error: Exception) -> bool:

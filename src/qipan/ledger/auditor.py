@@ -1,7 +1,7 @@
 """Everything in a ledger recomputed from its entries.  Written apart: it uses nothing that posts (clause L-8)."""
 
 import hashlib
-from collections import Counter, defaultdict
+from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
@@ -35,12 +35,14 @@ def audit(
     """`transfers` and `entries` come in order of the transfer id."""
     problems: list[str] = []
     totals: dict[tuple[str, str], int] = defaultdict(int)
-    keys: Counter[str] = Counter()
+    keys: set[str] = set()
     walk, count, seen = iter(entries), 0, 0
     row = next(walk, None)
     for transfer_id, key, body_hash, cause in transfers:
         seen += 1
-        keys[key] += 1
+        if key in keys:
+            problems.append(f"key {key!a} was posted twice")
+        keys.add(key)
         lines, sums, size = [cause], defaultdict[str, int](int), 0
         while row is not None and row[0] == transfer_id:
             _, account, amount, currency = row
@@ -60,7 +62,6 @@ def audit(
             break
     if row is not None:
         problems.append(f"entries without a transfer, the first of {row[1]!a} ({row[0]})")
-    problems += [f"key {key!a} was posted {times} times" for key, times in keys.items() if times > 1]
     problems += _balance_problems(totals, balances)
     open_holds, hold_problems = _hold_problems(totals, holds)
     sums_of: dict[str, int] = defaultdict(int)

@@ -16,8 +16,8 @@ from qipan.settlement.tariffs import TariffSheet, rate
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """One lease's share of the period.  `measured` is the board's own count, `claimed_device_us` what the provider asks to be
-    paid for: the smaller is charged.  `owner`: whose ledger the provider is in, empty for this one.
-    `prepaid_from`: the account that holds the buyer's money when the price was made by the market (`price_micro` a device-hour)."""
+    paid for: the smaller is charged.  `owner`: whose ledger the provider is in, empty for this one.  `sold_micro`: what the tenant paid
+    for the same delivery in the market; credits are a share of that, too."""
 
     lease: str
     task: str
@@ -32,6 +32,7 @@ class Delivery:
     provider_saw: Evidence | None = None
     tenant_saw: Evidence | None = None
     owner: str = ""
+    sold_micro: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,7 +154,11 @@ def _of_delivery(delivery: Delivery, period: Period, ruling: Ruling | None) -> l
     if net:
         rows.append(row("charge", text, (tenant, -net), (provider, net - fee), ("platform/fee", fee)))
     credit = credit_of(
-        period.service, delivery.agreed_start_s, net - fee, delivery.provider_saw, delivery.tenant_saw
+        period.service,
+        delivery.agreed_start_s,
+        net + delivery.sold_micro,
+        delivery.provider_saw,
+        delivery.tenant_saw,
     )
     why = "; ".join(credit.reasons)
     if credit.certain_micro:

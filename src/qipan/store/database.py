@@ -1,6 +1,7 @@
 """One small door to SQLite and PostgreSQL.  SQL is plain and the same for both: `?` for values, upserts by
 `ON CONFLICT`, no row ids that the database makes up.  One connection, one writer; the caller keeps threads apart."""
 
+import itertools
 import sqlite3
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -14,6 +15,7 @@ from qipan.errors import InvalidInput, QipanError, Unreachable
 Row = tuple[Any, ...]
 Values = Sequence[Any]
 WAIT_S = 10.0
+CURSORS = itertools.count(1)  # several queries may be read at once
 CLAIM_S = 3.0
 
 
@@ -171,7 +173,7 @@ class Postgres:
         return self._db.execute(_marks(sql), values or None).fetchone()
 
     def batches(self, sql: str, size: int) -> Iterator[list[Row]]:
-        with self._db.cursor("batches") as cursor:
+        with self._db.cursor(f"batches{next(CURSORS)}") as cursor:
             cursor.execute(_marks(sql))
             while batch := cursor.fetchmany(size):
                 yield batch
