@@ -22,7 +22,7 @@ GETS = {
     "/v1/tasks/{task_id}/logs": shapes.Logs, "/v1/tasks/{task_id}/events": shapes.Events, "/v1/tasks/{task_id}/bill": shapes.Bill,
     "/v1/tasks/{task_id}/cost": views.Cost, "/v1/health": shapes.Health, "/v1/boards": shapes.Boards, "/v1/prices": shapes.Prices,
     "/v1/chips": shapes.Chips, "/v1/decisions": shapes.Decisions, "/v1/problems/{name}": shapes.ProblemKind,
-    "/v1/ledger": shapes.Ledger, "/v1/bills": shapes.Bills,
+    "/v1/ledger": shapes.Ledger, "/v1/bills": shapes.Bills, "/v1/people": shapes.People,
 }  # fmt: skip
 
 
@@ -70,7 +70,7 @@ def test_every_route_has_a_model_and_problems(document):
         for status in ("400", "401", "404", "422"):
             content = operation["responses"][status]["content"]
             assert list(content) == ["application/problem+json"], (path, status)
-        assert method == "get" or "cancel" in path or operation["requestBody"]
+        assert method == "get" or path.endswith(("/cancel", "/key")) or operation["requestBody"]
 
 
 def test_every_read_answers_what_its_model_says_and_no_more(api, document):
@@ -103,6 +103,7 @@ def cursors():
 
 VALUES = {
     "task_id": st.sampled_from(["tiny-1", "tiny-2"]) | st.text(min_size=1, max_size=120),
+    "tenant": st.sampled_from(["poets"]) | st.text(min_size=1, max_size=120),
     "name": st.sampled_from(["not-found", "failed"]) | st.text(min_size=1, max_size=60),
     "cursor": cursors(),
     "idempotency-key": st.text(st.characters(min_codepoint=33, max_codepoint=126), max_size=220),
@@ -139,3 +140,14 @@ def test_whatever_the_parameters_the_answer_is_one_that_is_described(api, docume
         assert answer.headers["content-type"] == "application/problem+json"
         assert set(problem) == {"type", "title", "status", "detail", "code"}
         assert problem["status"] == answer.status_code
+
+
+def test_keys_are_given_out_by_the_operator_only(host, api):
+    made = api.post("/people/poets/key").json()
+    with caller(host, made["token"]) as poets:
+        told = poets.get("/people").json()
+        assert [person["tenant"] for person in told["people"]] == [told["you"]] == ["poets"]
+        assert poets.post("/people/poets/key").status_code == 403
+        assert poets.get("/tasks/tiny-1").status_code == 200
+    assert api.post("/people/nobody/key").status_code == 404
+    assert api.get("/people").json()["you"] == ""

@@ -22,8 +22,11 @@ from api_site import TINY, caller, served, submit
 from qipan.client import AsyncClient
 from qipan.console import make_console
 from qipan.console.app import PAGES, Pages, follow
-from qipan.console.drawing import goban, line, outwards, timeline
+from qipan.console.charts import chart, money, nice_ticks
+from qipan.console.drawing import goban, outwards, timeline
 from qipan.console.form import EXAMPLE, FIELDS, fields_of, with_field
+from qipan.console.geography import world
+from qipan.console.ranks import stage_rows
 from qipan.console.reads import Reads
 from qipan.console.words import WORDS
 from qipan.errors import InvalidInput
@@ -32,7 +35,7 @@ from qipan.scheduler.state import Phase
 
 KEY = "the-key"
 HERE = Path(qipan.console.__file__).parent
-PATHS = ("/", "/submit", "/tasks", "/tasks/tiny-1", "/supply", "/prices", "/money", "/decisions")
+PATHS = ("/", "/submit", "/tasks", "/tasks/tiny-1", "/supply", "/prices", "/money", "/decisions", "/people")
 
 
 class Page(HTMLParser):
@@ -300,12 +303,90 @@ def test_the_timeline_and_the_curve_stay_inside_their_frames():
                 "fact": {"attempt": attempt, "place": "dc1", "needs": [{"devices": 2}]}}  # fmt: skip
 
     ended = {"kind": "task_exited", "at_s": 20.0, "fact": {"attempt": 1, "outcome": "resized"}}
-    spans = timeline([start(1, 10.0), ended, start(2, 21.0)], now_s=40.0)
-    assert [(span.outcome, span.devices) for span in spans] == [("resized", 2), ("", 2)]
-    assert all(span.x >= 0 and span.x + span.width <= 960.1 for span in spans)
-    drawn = line([5.0, float("nan"), 3.0, 1.0])
+    drawn = timeline([start(1, 10.0), ended, start(2, 21.0)], now_s=40.0)
     assert drawn is not None
-    assert drawn.points.split() == ["0.0,0.0", "480.0,60.0", "960.0,120.0"]
+    assert [(span.outcome, span.devices) for span in drawn.spans] == [("resized", 2), ("", 2)]
+    assert all(span.x >= 0 and span.x + span.width <= 960.1 for span in drawn.spans)
+    assert [place for _, place in drawn.lanes] == ["dc1"]
+    curve = chart([(0.0, 5.0), (1.0, float("nan")), (2.0, 3.0), (4.0, 1.0)], [(2.0, "2"), (9.0, "3")])
+    assert curve is not None
+    points = [tuple(map(float, point.split(","))) for point in curve.points.split()]
+    assert [x for x, _ in points] == [56.0, 348.0, 640.0]
+    assert points[0][1] < points[1][1] < points[2][1], "a falling loss falls on the page"
+    assert [mark.label for mark in curve.marks] == ["2"]
+    assert all(10 <= row.at <= 128 for row in curve.rows)
+    assert chart([(0.0, 1.0)]) is None
+
+
+def test_ticks_are_round_and_hold_the_values():
+    for low, high in ((0.0, 1.0), (1.568, 7.105), (3.0, 3.0), (-5.0, 120_000.0), (0.00021, 0.00034)):
+        ticks = nice_ticks(low, high)
+        assert ticks[0] <= low <= high <= ticks[-1]
+        assert 2 <= len(ticks) <= 7
+
+
+def test_a_thousand_points_are_thinned_and_one_odd_value_is_not_the_picture():
+    values = [(float(number), 1.0) for number in range(10_000)]
+    values[5000] = (5000.0, 1e9)
+    drawn = chart(values)
+    assert drawn is not None
+    assert len(drawn.points.split()) <= 240
+    assert drawn.high == 1.0
+
+
+def test_money_over_its_plan_is_told():
+    assert money(5, 10, 12, 20).over is False
+    assert money(13, 10, 12, 20).over is True
+    assert money(30, 10, 12, 20).hold < money(30, 10, 12, 20).spent <= 960
+
+
+def test_hubs_stand_where_they_are_and_a_task_beside_its_hub():
+    def hub(name, longitude, latitude, free, holders=()):
+        pool = {"devices": 4, "free": free, "busy": 4 - free, "holders": holders}
+        return {"board": name, "region": "", "longitude": longitude, "latitude": latitude, "pools": [pool]}
+
+    boards = [
+        hub("west", 100.0, 30.0, 4),
+        hub("east", 120.0, 40.0, 2, [{"task_id": "a-1", "tenant": "t", "devices": 2}]),
+    ]
+    links = [
+        {"between": pair, "bytes_per_s": 1e9, "latency_s": 0.02}
+        for pair in (("east", "west"), ("west", "east"))
+    ]
+    drawn = world(boards, links, {"a-1": 3}, {"t": "jade"})
+    assert drawn is not None
+    west, east = drawn.hubs
+    assert west.x < east.x
+    assert west.y > east.y
+    assert (west.leased, east.leased) == (0.0, 0.5)
+    assert len(drawn.ways) == 1, "one line for both directions"
+    (mover,) = drawn.movers
+    assert (mover.number, mover.colour) == (3, "jade")
+    assert (mover.x - east.x) ** 2 + (mover.y - east.y) ** 2 < 60**2
+    assert world([hub("nowhere", None, None, 1)], [], {}, {}) is None
+    alone = world([hub("here", 0.0, 0.0, 1)], [], {}, {})
+    assert alone is not None
+    assert alone.hubs[0].x == alone.width / 2
+
+
+def test_ranks_hold_what_the_strategy_says():
+    stage = {"chip_class": "c", "tp": 2, "cp": 1, "ep": 1, "dp": 2, "rows_per_dp": [6, 4]}
+    strategy = {
+        "sites": [
+            {"id": "dc1", "zero": 0, "stages": [{**stage, "layers": [[0, 2]]}, {**stage, "layers": [[2, 4]]}]}
+        ]
+    }
+    first, second = stage_rows(strategy)
+    assert (first.layers, second.layers) == ("1–2", "3–4")
+    assert [rank.number for rank in first.ranks + second.ranks] == list(range(8))
+    assert [(rank.part, rank.replica, rank.rows) for rank in first.ranks] == [
+        (0, 0, 6),
+        (1, 0, 6),
+        (0, 1, 4),
+        (1, 1, 4),
+    ]
+    assert first.held == "1/2"
+    assert stage_rows(None) == []
 
 
 def tree(chance: random.Random) -> list[object]:

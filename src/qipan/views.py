@@ -1,17 +1,17 @@
 """What people see of the boards beside a task: squares, prices, decisions, costs.  Reads a host, changes nothing."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
 from typing import Annotated
 
 import msgspec
 
 from qipan.controller import fact_of
-from qipan.events import TaskSubmitted
+from qipan.events import TaskExited, TaskProgress, TaskSubmitted
 from qipan.host import Host
 from qipan.leases import AskStep, TaskId, Usage
 from qipan.ledger import make_receipt
-from qipan.scheduler import Moment, State
+from qipan.scheduler import Moment, Phase, State
 from qipan.scheduler.asks import asks_of
 
 Sees = Callable[[str], bool]  # tenant -> whether the caller may know of it
@@ -34,6 +34,10 @@ class PoolView:
     tariff_micro_cny_per_device_hour: int
     train_flops_per_s: float | None
     holders: tuple[Holder, ...]
+    busy: int = 0  # devices whose task runs; the others leased are about to start or to stop
+    useful_share: float | None = (
+        None  # of the time of the tasks that hold them; None: none says how far it is
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +51,16 @@ class BoardView:
     region: str
     longitude: float | None
     latitude: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class LinkView:
+    """A link of the site file; `between` names two sites."""
+
+    between: tuple[str, str]
+    bytes_per_s: float
+    latency_s: float
+    price_micro_cny_per_gib: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +96,7 @@ class Cost:
     hold_micro_cny: int
     planned_p50_micro_cny: int
     planned_p90_micro_cny: int
+    useful_share: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,9 +111,67 @@ class BookedTask:
     agrees: bool
 
 
-def boards(host: Host, sees: Sees) -> list[BoardView]:
+class Useful:
+    """The useful time of tasks: of the device-seconds that an attempt had, those that its lasting progress takes at the
+    rate of its point.  Facts are read once, as they come."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._known: dict[str, _Progress] = {}
+
+    def share(self, task_id: str) -> float | None:
+        """None while nothing says how far the task is.  The host's lock is held."""
+        known = self._known.setdefault(task_id, _Progress())
+        for fact_id, _, body in self._host.store.facts_of(
+            task_id, ("task_progress", "task_exited"), after=known.after
+        ):
+            known.after = fact_id
+            known.take(fact_of(body))
+        if not known.progress:
+            return None
+        plan = self._host.submitted_plan(task_id)
+        rates = {point.point_id: point.rate for point in plan.curve.points} if plan.curve else {}
+        useful_s = sum(gain / rates.get(point, 1.0) * devices for point, devices, gain in known.gains())
+        return min(1.0, useful_s / max(known.device_s(), 1e-9))
+
+    def forget(self, live: Iterable[str]) -> None:
+        for task_id in set(self._known) - set(live):
+            del self._known[task_id]
+
+
+@dataclass(slots=True)
+class _Progress:
+    """attempt -> (its last usage, work done that lasts); a lost attempt keeps what was checkpointed."""
+
+    after: int = 0
+    progress: bool = False
+    attempts: dict[int, tuple[Usage, float]] = field(default_factory=dict)
+
+    def take(self, fact: object) -> None:
+        if isinstance(fact, TaskProgress):
+            self.attempts[fact.attempt] = (fact.usage, fact.done_s)
+            self.progress = self.progress or fact.done_s > 0
+        elif isinstance(fact, TaskExited):
+            lost = fact.outcome in ("lost", "failed")
+            self.attempts[fact.attempt] = (fact.usage, fact.saved_s if lost else fact.done_s)
+
+    def gains(self) -> list[tuple[str, int, float]]:
+        """(point, devices, work gained) of each attempt."""
+        found, before = [], 0.0
+        for _, (usage, done_s) in sorted(self.attempts.items()):
+            found.append((usage.point_id, usage.devices, max(0.0, done_s - before)))
+            before = max(before, done_s)
+        return found
+
+    def device_s(self) -> float:
+        return sum(usage.device_s for usage, _ in self.attempts.values())
+
+
+def boards(host: Host, sees: Sees, useful: Useful | None = None) -> list[BoardView]:
     """Parents first."""
+    useful = useful or Useful(host)
     with host.lock:
+        useful.forget(host.tree.root.state.tasks)
         views = []
         for spec in host.site.root.walk():
             state = host.tree.controllers[spec.board].state
@@ -113,6 +186,8 @@ def boards(host: Host, sees: Sees) -> list[BoardView]:
                         pool.tariff_micro_cny_per_device_hour,
                         pool.probe.train_flops_per_s if pool.probe else None,
                         holders,
+                        _busy(state, pool.chip_class),
+                        _useful(state, pool.chip_class, useful),
                     )
                 )
             children = tuple(str(child.board) for child in spec.children)
@@ -132,6 +207,36 @@ def _holders(state: State, chip_class: str, sees: Sees) -> tuple[Holder, ...]:
             tenant = task.order.tenant
             found.append(Holder(task_id, tenant, held) if sees(tenant) else Holder("", "", held))
     return tuple(found)
+
+
+def _busy(state: State, chip_class: str) -> int:
+    return sum(
+        need.devices
+        for task in state.tasks.values()
+        if task.engine is not None and task.phase in (Phase.RUNNING, Phase.RESIZING)
+        for need in task.needs
+        if need.chip_class == chip_class
+    )
+
+
+def _useful(state: State, chip_class: str, useful: Useful) -> float | None:
+    """The mean over the pool's running tasks, by devices."""
+    known = [
+        (share, need.devices)
+        for task_id, task in state.tasks.items()
+        if task.engine is not None and task.phase in (Phase.RUNNING, Phase.RESIZING)
+        for need in task.needs
+        if need.chip_class == chip_class and (share := useful.share(task_id)) is not None
+    ]
+    devices = sum(count for _, count in known)
+    return round(sum(share * count for share, count in known) / devices, 3) if devices else None
+
+
+def links(host: Host) -> list[LinkView]:
+    return [
+        LinkView((link.source, link.target), link.bytes_per_s, link.latency_s, link.price_micro_cny_per_gib)
+        for link in host.site.links
+    ]
 
 
 def prices(host: Host) -> list[Price]:
@@ -185,10 +290,13 @@ def cost(host: Host, task_id: str) -> Cost:
     so_far = make_receipt(
         TaskId(task_id), view.tenant, usages.values(), host.tariff.of, view.state, 0.0, lambda _body: ""
     )
+    with host.lock:
+        useful = Useful(host).share(task_id)
     plan = host.submitted_plan(task_id)
     chosen = next((option for option in plan.options if option.option_id == plan.chosen), plan.options[0])
     return Cost(
-        task_id, so_far.cost_micro_cny, _hold(host, task_id), chosen.cost_p50_micro_cny, chosen.cost_p90_micro_cny
+        task_id, so_far.cost_micro_cny, _hold(host, task_id), chosen.cost_p50_micro_cny, chosen.cost_p90_micro_cny,
+        useful,
     )  # fmt: skip
 
 
@@ -205,3 +313,16 @@ def bill(host: Host, task_id: str) -> BookedTask:
     return BookedTask(
         task_id, receipt.tenant, receipt.outcome, receipt.cost_micro_cny, charged, receipt.cost_micro_cny == charged
     )  # fmt: skip
+
+
+def people(host: Host) -> list[tuple[str, int, int, int, int]]:
+    """(tenant, balance, held for its tasks, live tasks, submitted tasks), in the site file's order."""
+    views = host.tasks()
+    balances = host.balances()
+    found = []
+    for tenant in host.site.tenants:
+        own = [view for view in views if view.tenant == tenant.name]
+        live = [view for view in own if view.state not in ("done", "failed", "cancelled")]
+        held = sum(balances.get(f"hold/{view.task_id}", 0) for view in live)
+        found.append((tenant.name, balances.get(f"tenant/{tenant.name}", 0), held, len(live), len(own)))
+    return found

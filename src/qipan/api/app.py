@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from qipan import __version__, views
 from qipan.api import shapes
 from qipan.api.follow import Followed
-from qipan.api.gate import CALLER, Caller, Gate
+from qipan.api.gate import CALLER, Caller, Gate, tenant_token
 from qipan.api.problem import KINDS, Problem, describe_problems, handle_errors, name_of
 from qipan.api.shapes import Answer, Submission, page, read_cursor, read_submission, write_cursor
 from qipan.catalogue import load_catalogue
@@ -74,7 +74,7 @@ def make_app(host: Host, token: str) -> FastAPI:
     handle_errors(api)
     api.include_router(about_tasks(host), prefix="/v1/tasks", tags=["tasks"], responses=ERRORS)
     api.include_router(about_supply(host), prefix="/v1", tags=["supply"], responses=ERRORS)
-    api.include_router(about_money(host), prefix="/v1", tags=["money"], responses=ERRORS)
+    api.include_router(about_money(host, token), prefix="/v1", tags=["money"], responses=ERRORS)
     api.add_middleware(Gate, token=token)
     plain = api.openapi
 
@@ -162,7 +162,7 @@ def about_tasks(host: Host) -> APIRouter:
 
 
 def about_supply(host: Host) -> APIRouter:
-    routes = APIRouter()
+    routes, useful = APIRouter(), views.Useful(host)
 
     @routes.get("/health", response_model=shapes.Health)
     async def health() -> Answer:
@@ -175,7 +175,7 @@ def about_supply(host: Host) -> APIRouter:
 
     @routes.get("/boards", response_model=shapes.Boards)
     def boards(who: Who) -> Answer:
-        return Answer({"boards": views.boards(host, who.sees)})
+        return Answer({"boards": views.boards(host, who.sees, useful), "links": views.links(host)})
 
     @routes.get("/prices", response_model=shapes.Prices)
     def prices() -> Answer:
@@ -203,7 +203,7 @@ def about_supply(host: Host) -> APIRouter:
     return routes
 
 
-def about_money(host: Host) -> APIRouter:
+def about_money(host: Host, token: str) -> APIRouter:
     routes = APIRouter()
 
     @routes.get("/ledger", response_model=shapes.Ledger)
@@ -221,6 +221,21 @@ def about_money(host: Host) -> APIRouter:
         """Newest first."""
         found, after = task_page(host, who, host.task_ids()[::-1], limit, cursor)
         return Answer({"bills": [views.bill(host, view.task_id) for view in found], "next": after})
+
+    @routes.get("/people", response_model=shapes.People)
+    def people(who: Who) -> Answer:
+        """The tenants that the caller may know of, with their money and tasks."""
+        found = [shapes.Person(*row) for row in views.people(host) if who.sees(str(row[0]))]
+        return Answer(shapes.People(tuple(found), who.tenant))
+
+    @routes.post("/people/{tenant}/key", response_model=shapes.Key)
+    def key(who: Who, tenant: Annotated[str, InPath(max_length=100)]) -> Answer:
+        """The token of a tenant: for the operator only."""
+        if who.tenant:
+            raise NotAllowed(f"the token is {who.tenant}'s; keys are given out by the operator")
+        if tenant not in {known.name for known in host.site.tenants}:
+            raise NotFound(f"no tenant {tenant[:60]!r}; the site file names them")
+        return Answer(shapes.Key(tenant, tenant_token(token, tenant)))
 
     return routes
 

@@ -15,7 +15,7 @@ from qipan.errors import InvalidInput
 from qipan.host import TaskView
 from qipan.leases import Receipt
 from qipan.planner import Plan
-from qipan.views import BoardView, BookedTask, Price, Told
+from qipan.views import BoardView, BookedTask, LinkView, Price, Told
 from qipan.workload.imports import Directive
 
 T = TypeVar("T")
@@ -117,6 +117,7 @@ class Bills:
 @dataclass(frozen=True, slots=True)
 class Boards:
     boards: tuple[BoardView, ...]
+    links: tuple[LinkView, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +158,29 @@ class Decisions:
 class Ledger:
     balances_micro_cny: dict[str, int]
     sum_micro_cny: int
+
+
+@dataclass(frozen=True, slots=True)
+class Person:
+    """A tenant as the caller may know it; `live` tasks of it are on the board now."""
+
+    tenant: str
+    balance_micro_cny: int
+    held_micro_cny: int
+    live: int
+    submitted: int
+
+
+@dataclass(frozen=True, slots=True)
+class People:
+    people: tuple[Person, ...]
+    you: str  # the tenant of the token; empty: the operator
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    tenant: str
+    token: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from functools import partial
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import parse_qs, quote, urlencode
 
 import jinja2
 from fastapi import FastAPI, Request
@@ -26,7 +26,7 @@ from qipan.errors import InvalidInput, NotFound, QipanError
 from qipan.quantities import format_bytes, format_duration, format_money
 
 HERE = Path(__file__).parent
-PAGES = ("board", "submit", "tasks", "supply", "prices", "money", "decisions")
+PAGES = ("board", "submit", "tasks", "supply", "prices", "money", "decisions", "people")
 LIVE_S = 1.0
 STATUS = {InvalidInput: 400, NotFound: 404}
 
@@ -41,6 +41,7 @@ class Pages:
         )  # fmt: skip
         self._jinja.filters |= {
             "money": format_money, "duration": format_duration, "bytes": format_bytes, "moment": moment, "flops": flops,
+            "verdict": lambda verdict, language: word(f"v.{verdict}", language).removeprefix("v."),
         }  # fmt: skip
 
     def html(self, template: str, language: str, **values: Any) -> str:
@@ -100,7 +101,7 @@ def add_door(console: FastAPI, pages: Pages, guard: Guard) -> None:
 
 def add_pages(console: FastAPI, pages: Pages, reads: Reads) -> None:
     async def shown(request: Request, page: str, query: dict[str, Any]) -> Response:
-        values = await reads.of(page, query)
+        values = {"key": None, **await reads.of(page, query)}
         return HTMLResponse(
             pages.html(f"{page}.html", language_of(request), page=page, query=urlencode(query), here=str(request.url.path), **values)
         )  # fmt: skip
@@ -194,6 +195,14 @@ def add_posts(console: FastAPI, pages: Pages, api: AsyncClient) -> None:
     async def cancel(task_id: str) -> Response:
         await api.call("POST", f"/tasks/{one_part(task_id)}/cancel")
         return RedirectResponse(f"/tasks/{task_id}", 303)
+
+    @console.post("/people/{tenant}/key")
+    async def make_key(request: Request, tenant: str) -> Response:
+        made = await api.call("POST", f"/people/{quote(tenant, safe='')}/key")
+        values = dict(await api.call("GET", "/people"))
+        return HTMLResponse(
+            pages.html("people.html", language_of(request), page="people", query="", key=made, **values)
+        )
 
     @console.get("/tasks/{task_id}/receipt.json")
     async def receipt(task_id: str) -> Response:

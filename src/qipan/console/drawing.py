@@ -1,4 +1,4 @@
-"""Where things stand in the pictures: stones on a go board, attempts on a time line, a curve.  Pure geometry."""
+"""Where things stand in the pictures: stones on a go board, attempts on a time line.  Pure geometry."""
 
 import itertools
 import math
@@ -6,11 +6,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from qipan.console.charts import WIDTH, Tick, time_ticks
+
 SIZES = (3, 5, 7, 9, 13, 19)
 CELL = 24
 STARS = {7: (3,), 9: (2, 4, 6), 13: (3, 6, 9), 19: (3, 9, 15)}
+COLOURS = ("black", "white", "jade", "cinnabar")
 COLUMNS = "ABCDEFGHJKLMNOPQRST"  # a go board has no I
-WIDTH, BAR, LINE_HEIGHT = 960, 18, 120
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class Stone:
     x: int
     y: int
     name: str  # such as D4
-    colour: str  # "black", "white" or "" when free
+    colour: str  # one of COLOURS, or "" when free
     number: int
     task_id: str
 
@@ -75,7 +77,7 @@ def outwards(lines: int) -> list[tuple[int, int]]:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """One attempt on the time line."""
+    """One attempt on the time line; `lane` is its place's row."""
 
     attempt: int
     place: str
@@ -85,54 +87,70 @@ class Span:
     until_s: float
     x: float
     width: float
-    y: int
+    lane: int
+    y: float
+    height: float
 
 
-def timeline(events: Sequence[Mapping[str, Any]], now_s: float) -> list[Span]:
-    """The attempts of a task from its facts, drawn over WIDTH units from the first start to now or the end."""
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """A row for each site that the task was at; the more devices, the higher its bar."""
+
+    spans: tuple[Span, ...]
+    lanes: tuple[tuple[float, str], ...]
+    ticks: tuple[Tick, ...]
+    height: int
+
+
+LANE, LABELS = 34, 150
+
+
+def timeline(events: Sequence[Mapping[str, Any]], now_s: float) -> Timeline | None:
+    """The attempts of a task from its facts, from the first start to now or the end."""
     begun: dict[int, tuple[float, str, int]] = {}
     ended: dict[int, tuple[float, str]] = {}
     for event in events:
         fact = event["fact"]
         if event["kind"] == "task_started":
             devices = sum(need["devices"] for need in fact["needs"])
-            begun.setdefault(fact["attempt"], (event["at_s"], fact["place"], devices))
+            begun.setdefault(fact["attempt"], (event["at_s"], site_of(fact["place"]), devices))
         elif event["kind"] == "task_exited":
             ended.setdefault(fact["attempt"], (event["at_s"], fact["outcome"]))
     if not begun:
-        return []
-    first = min(at_s for at_s, _, _ in begun.values())
-    last = now_s if len(ended) < len(begun) else max(at_s for at_s, _ in ended.values())
-    scale = WIDTH / max(1.0, last - first)
-    spans = []
-    for row, (attempt, (from_s, place, devices)) in enumerate(sorted(begun.items())):
-        until_s, outcome = ended.get(attempt, (max(now_s, from_s), ""))
-        x, width = (from_s - first) * scale, max(3.0, (until_s - from_s) * scale)
-        spans.append(
-            Span(attempt, place, devices, outcome, from_s, until_s, round(x, 1), round(width, 1), row * (BAR + 6))
-        )  # fmt: skip
-    return spans
-
-
-@dataclass(frozen=True, slots=True)
-class Line:
-    points: str
-    low: float
-    high: float
-    last: float
-
-
-def line(values: Sequence[float], most: int = 240) -> Line | None:
-    """A curve over WIDTH x LINE_HEIGHT units, thinned to `most` points; None without two finite values."""
-    finite = [value for value in values if math.isfinite(value)]
-    if len(finite) < 2:
         return None
-    step = max(1, math.ceil(len(finite) / most))
-    shown = finite[::step] + ([finite[-1]] if (len(finite) - 1) % step else [])
-    low, high = min(shown), max(shown)
-    span = (high - low) or 1.0
-    points = " ".join(
-        f"{number * WIDTH / (len(shown) - 1):.1f},{(high - value) / span * LINE_HEIGHT:.1f}"
-        for number, value in enumerate(shown)
+    first = min(at_s for at_s, _, _ in begun.values())
+    last = max(
+        [at_s for at_s, _ in ended.values()] + ([now_s] if len(ended) < len(begun) else []) + [first + 1.0]
     )
-    return Line(points, low, high, shown[-1])
+    places = list(dict.fromkeys(place for _, (_, place, _) in sorted(begun.items())))
+    most = max(devices for _, _, devices in begun.values()) or 1
+    scale = (WIDTH - LABELS) / (last - first)
+    spans = []
+    for attempt, (from_s, place, devices) in sorted(begun.items()):
+        until_s, outcome = ended.get(attempt, (max(now_s, from_s), ""))
+        x, width = LABELS + (from_s - first) * scale, max(3.0, (until_s - from_s) * scale)
+        lane, high = places.index(place), round(8 + 20 * devices / most, 1)
+        y = lane * LANE + (LANE - high) / 2
+        spans.append(
+            Span(
+                attempt,
+                place,
+                devices,
+                outcome,
+                from_s,
+                until_s,
+                round(x, 1),
+                round(width, 1),
+                lane,
+                round(y, 1),
+                high,
+            )
+        )
+    lanes = tuple((lane * LANE + LANE / 2, place) for lane, place in enumerate(places))
+    return Timeline(tuple(spans), lanes, time_ticks(first, last, LABELS, WIDTH), len(places) * LANE + 24)
+
+
+def site_of(place: str) -> str:
+    """`east/shanghai/shanghai-local` -> `shanghai`: the board above the engine."""
+    parts = place.split("/")
+    return parts[-2] if len(parts) > 1 else parts[0]

@@ -1,5 +1,6 @@
 """What the pages show, read from the public API.  Many open tabs cost one question a second each kind, not each tab."""
 
+import itertools
 import json
 import time
 from collections import OrderedDict
@@ -8,7 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from qipan.client import OVER, AsyncClient
-from qipan.console.drawing import goban, line, timeline
+from qipan.console.charts import chart, money
+from qipan.console.drawing import COLOURS, goban, timeline
+from qipan.console.geography import world
+from qipan.console.ranks import stage_rows
 from qipan.shared import Shared
 
 FRESH_S = 0.9
@@ -25,7 +29,11 @@ class Story:
     """What was read of a task so far: facts are read once."""
 
     events: list[Values] = field(default_factory=list)
-    losses: list[float] = field(default_factory=list)
+    losses: list[tuple[float, float]] = field(default_factory=list)  # (when, nats)
+    rates: list[tuple[float, float]] = field(default_factory=list)  # (when, tokens or steps a second)
+    rate_unit: str = "steps/s"
+    step: tuple[float, float] | None = None  # the newest (when, tokens or steps)
+    strategies: dict[str, Values] = field(default_factory=dict)  # point -> strategy
     after: int = 0
     log: str = ""
     printed: int = 0
@@ -36,11 +44,31 @@ class Story:
             if event["kind"] in ("task_started", "task_exited"):
                 self.events.append(event)
             elif event["kind"] == "task_progress" and event["fact"]["detail"]:
-                loss = json.loads(event["fact"]["detail"]).get("loss")
-                if isinstance(loss, int | float):
-                    self.losses.append(float(loss))
+                self._progress(json.loads(event["fact"]["detail"]), event["at_s"])
+            elif event["kind"] == "task_submitted":
+                points = event["fact"]["order"]["curve"]["points"]
+                self.strategies = {
+                    point["point_id"]: point["strategy"] for point in points if point["strategy"]
+                }
         self.log = (self.log + logs["text"])[-LOG_CHARACTERS_MAX:]
         self.printed = logs["next"]
+
+    def _progress(self, said: Values, at_s: float) -> None:
+        """A step back (another attempt went on from its checkpoint) begins a new measurement of the rate."""
+        loss = said.get("loss")
+        if isinstance(loss, int | float):
+            self.losses.append((at_s, float(loss)))
+        unit, now = ("tokens/s", said.get("tokens")) if "tokens" in said else ("steps/s", said.get("step"))
+        when = said.get("at_s", at_s)
+        if (
+            not isinstance(now, int | float)
+            or not isinstance(when, int | float)
+            or said.get("event") != "progress"
+        ):
+            return
+        if self.step is not None and unit == self.rate_unit and now > self.step[1] and when > self.step[0]:
+            self.rates.append((at_s, (now - self.step[1]) / (when - self.step[0])))
+        self.rate_unit, self.step = unit, (float(when), float(now))
 
 
 class Reads:
@@ -48,6 +76,8 @@ class Reads:
         self.api = api
         self._shared = Shared(FRESH_S)
         self._stories: OrderedDict[str, Story] = OrderedDict()
+        self._numbers: dict[str, int] = {}
+        self._colours: dict[str, str] = {}
 
     async def get(self, path: str, **query: Any) -> Any:
         key = (path, *sorted(query.items()))
@@ -57,20 +87,19 @@ class Reads:
         """The values of a live page by its name."""
         readers: dict[str, Callable[[Values], Awaitable[Values]]] = {
             "board": self.board, "tasks": self.tasks, "task": self.task, "supply": self.supply,
-            "prices": self.prices, "money": self.money, "decisions": self.decisions,
+            "prices": self.prices, "money": self.money, "decisions": self.decisions, "people": self.people,
         }  # fmt: skip
         return await readers[page](query)
 
     async def board(self, _query: Values) -> Values:
-        boards = (await self.get("/boards"))["boards"]
+        answer = await self.get("/boards")
+        boards = [dict(board) for board in answer["boards"]]
         tasks = (await self.get("/tasks", newest_first=True))["tasks"]
         asks = {
             (price["board"], price["chip_class"]): price for price in (await self.get("/prices"))["prices"]
         }
         live = [task for task in reversed(tasks) if task["state"] not in OVER]
-        numbers = {task["task_id"]: number for number, task in enumerate(live, 1)}
-        tenants = sorted({task["tenant"] for task in live})
-        colours = {tenant: ("black", "white")[number % 2] for number, tenant in enumerate(tenants)}
+        numbers, colours = self._number(live)
         by_name = {board["board"]: board for board in boards}
         for board in boards:
             board["squares"] = [
@@ -79,15 +108,26 @@ class Reads:
             ]  # fmt: skip
         moves = (await self.get("/decisions", limit=MOVES))["decisions"]
         below = {child for board in boards for child in board["children"]}
-        roots = [board for board in boards if board["board"] not in below]
         return {
-            "roots": roots,
+            "roots": [board for board in boards if board["board"] not in below],
             "by_name": by_name,
             "live": live,
             "numbers": numbers,
             "colours": colours,
             "moves": moves,
+            "map": world(boards, answer["links"], numbers, colours),
         }
+
+    def _number(self, live: list[Values]) -> tuple[dict[str, int], dict[str, str]]:
+        """A task keeps its number, and a tenant its colour, as long as it is there."""
+        names = {task["task_id"] for task in live}
+        self._numbers = {name: number for name, number in self._numbers.items() if name in names}
+        free = (number for number in itertools.count(1) if number not in set(self._numbers.values()))
+        for task in live:
+            if task["task_id"] not in self._numbers:
+                self._numbers[task["task_id"]] = next(free)
+            self._colours.setdefault(task["tenant"], COLOURS[len(self._colours) % len(COLOURS)])
+        return dict(self._numbers), dict(self._colours)
 
     async def tasks(self, query: Values) -> Values:
         state, cursor = str(query.get("state", "")), str(query.get("cursor", ""))
@@ -101,9 +141,21 @@ class Reads:
         story = await self._shared.get(("story", task["task_id"]), lambda: self._read_on(task["task_id"]))
         why = await self.get(f"{path}/why")
         cost, plan = await self.get(f"{path}/cost"), await self.get(f"{path}/plan")
+        marks = [
+            (event["at_s"], f"{event['fact']['attempt']}")
+            for event in story.events
+            if event["kind"] == "task_started" and event["fact"]["attempt"] > 1
+        ]
+        point = task["point"] or next(
+            (option["point_id"] for option in plan["options"] if option["option_id"] == plan["chosen"]), ""
+        )
         return {
             "task": task, "why": why, "cost": cost, "plan": plan, "log": story.log, "over": task["state"] in OVER,
-            "spans": timeline(story.events, time.time()), "loss": line(story.losses), "error": "",
+            "line": timeline(story.events, time.time()), "loss": chart(story.losses, marks),
+            "rate": chart(story.rates, marks, from_zero=True), "rate_unit": story.rate_unit,
+            "stages": stage_rows(story.strategies.get(point)), "point": point,
+            "spending": money(cost["spent_micro_cny"], cost["planned_p50_micro_cny"], cost["planned_p90_micro_cny"], cost["hold_micro_cny"]),
+            "error": "",
         }  # fmt: skip
 
     async def _read_on(self, task_id: str) -> Story:
@@ -139,3 +191,6 @@ class Reads:
         cursor = str(query.get("cursor", ""))
         more = {"cursor": cursor} if cursor else {}
         return dict(await self.get("/decisions", limit=PAGE, **more))
+
+    async def people(self, _query: Values) -> Values:
+        return dict(await self.get("/people"))

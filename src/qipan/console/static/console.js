@@ -14,7 +14,9 @@ function morph(old, fresh) {
     return;
   }
   for (const { name } of [...old.attributes]) if (!fresh.hasAttribute(name) && name !== "open") old.removeAttribute(name);
+  const from = old.dataset?.x && [old.dataset.x, old.dataset.y];
   for (const { name, value } of fresh.attributes) if (old.getAttribute(name) !== value) old.setAttribute(name, value);
+  if (from && (from[0] !== old.dataset.x || from[1] !== old.dataset.y)) slide(old, from);
   const known = new Map([...old.children].filter((child) => child.id).map((child) => [child.id, child]));
   let place = old.firstChild;
   for (const child of [...fresh.childNodes]) {
@@ -30,9 +32,32 @@ function morph(old, fresh) {
   }
   while (place) {
     const next = place.nextSibling;
-    place.remove();
+    leave(place);
     place = next;
   }
+}
+
+const still = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
+
+/** A task that went elsewhere on the map moves there. */
+function slide(stone, from) {
+  if (still()) return;
+  const at = (x, y) => ({ transform: `translate(${x}px, ${y}px)` });
+  stone.animate([at(...from), at(stone.dataset.x, stone.dataset.y)], { duration: 1200, easing: "ease-in-out" });
+}
+
+/** A stone that is taken off the board is seen to go. */
+function leave(node) {
+  const stone = node.classList?.contains("stone") && !still();
+  if (!stone || !node.parentNode.isConnected) {
+    node.remove();
+    return;
+  }
+  const ghost = node.cloneNode(true);
+  ghost.removeAttribute("id");
+  ghost.classList.add("taken");
+  node.replaceWith(ghost);
+  setTimeout(() => ghost.remove(), 500);
 }
 
 function parsed(html) {

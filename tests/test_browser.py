@@ -1,0 +1,227 @@
+"""The console in Chromium, as a person meets it: the address that `qipan up` prints, a task from the form, the board that
+moves, the reasons, the receipt; in both languages."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Browser, Page, expect, sync_playwright
+
+from api_site import caller, served, submit
+from qipan.client import AsyncClient, Client
+from qipan.console import make_console
+
+HERE = Path(__file__).parent
+WAIT_MS = 60_000
+SITE = """site:
+  lease: 30s
+  board:
+    name: cn
+    children:
+      - name: east
+        children: [{name: shanghai, region: cn-east, longitude: 121.5, latitude: 31.2, pools: [{chip: sim/yan-1, devices: 2, tariff: 1 CNY}]}]
+      - name: west
+        children: [{name: guizhou, region: cn-west, longitude: 106.7, latitude: 26.6, pools: [{chip: sim/heng-2, devices: 1, tariff: 2 CNY}]}]
+  links: [{between: [shanghai, guizhou], rate: 1Gbit/s, latency: 28ms, egress_per_gib: 0.10 CNY}]
+  tenants: [{name: poets, balance: 1000 CNY}, {name: editors, balance: 1000 CNY}]
+"""
+ELASTIC = """\
+kind: train
+name: poems
+tenant: poets
+run: exec {python} -S {script}
+devices: {{min: 1, max: 2}}
+elastic: true
+limits: {{time: 40s, max_cost: 1 CNY, regions: [cn-east]}}
+env: {{TINY_STEPS: "{steps}", TINY_STEP_S: "0.1"}}
+"""
+
+
+@pytest.fixture(scope="session")
+def chromium() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path="/usr/bin/chromium", args=["--no-sandbox", "--disable-dev-shm-usage"]
+        )
+        yield browser
+        browser.close()
+
+
+class Watched:
+    """A page that remembers what the browser complained about, such as a breach of the content policy."""
+
+    def __init__(self, browser: Browser, **context: object) -> None:
+        self.context = browser.new_context(**context)  # type: ignore[arg-type]
+        self.page: Page = self.context.new_page()
+        self.complaints: list[str] = []
+        self.page.on(
+            "console", lambda said: self.complaints.append(said.text) if said.type != "info" else None
+        )
+        self.page.on("pageerror", lambda error: self.complaints.append(str(error)))
+        self.page.set_default_timeout(WAIT_MS)
+
+
+@pytest.mark.slow
+def test_a_task_is_submitted_watched_explained_and_paid_in_both_languages(chromium, tmp_path):
+    (tmp_path / "site.yaml").write_text(SITE)
+    command = ["up", "--store", str(tmp_path / "s"), "--site", str(tmp_path / "site.yaml")]
+    up = subprocess.Popen(
+        [sys.executable, "-m", "qipan.cli", *command], stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+    )  # fmt: skip
+    try:
+        assert up.stdout is not None
+        printed = up.stdout.readline() + up.stdout.readline()
+        (address,) = re.findall(r"http://\S+", printed)
+        chinese = Watched(chromium, viewport={"width": 1440, "height": 900})
+        page = chinese.page
+        page.goto(address)
+        expect(page.locator("html")).to_have_attribute("lang", "zh-CN")
+        expect(page.locator("#pulse")).to_have_text("实时")
+        assert "#" not in page.url, "the key does not stay in the address"
+        expect(page.locator(".map .hub")).to_have_count(2)
+        expect(page.locator(".liberty")).to_have_count(3)
+
+        # 提交: the form and the task file are one text, the plan is there before anything starts
+        page.get_by_role("link", name="提交", exact=True).click()
+        task = ELASTIC.format(python=sys.executable, script=HERE.parent / "examples" / "tiny.py", steps=250)
+        page.locator("#text").fill(task.replace("name: poems", "name: draft"))
+        expect(page.locator("#f-name")).to_have_value("draft")
+        page.locator("#f-name").fill("poems")
+        page.locator("#f-name").blur()
+        expect(page.locator("#text")).to_have_value(re.compile("name: poems"))
+        expect(page.locator("#plan tr.chosen")).to_contain_text("shanghai")
+        page.get_by_role("button", name="落子").click()
+        page.wait_for_url("**/tasks/poems-1")
+        state = page.locator("h1 .state")
+        expect(state).to_have_text("运行中", timeout=WAIT_MS)
+        devices = page.locator("#devices")
+        expect(devices).to_have_text("2")
+
+        # English, another person: a dearer task comes
+        english = Watched(chromium, viewport={"width": 1440, "height": 900}, color_scheme="dark")
+        other = english.page
+        other.goto(address)
+        other.get_by_role("link", name="English").click()
+        expect(other.locator("html")).to_have_attribute("lang", "en")
+        other.get_by_role("link", name="Submit", exact=True).click()
+        urgent = "kind: train\nname: urgent\ntenant: editors\nrun: sleep 6\ndevices: 1\n"
+        other.locator("#text").fill(urgent + "limits: {time: 12s, max_cost: 5 CNY, regions: [cn-east]}\n")
+        expect(other.locator("#plan tr.chosen")).to_contain_text("shanghai")
+        other.get_by_role("button", name="Place the stone").click()
+        other.wait_for_url("**/tasks/urgent-1")
+
+        # it shrinks, and grows again, and the page says why
+        expect(devices).to_have_text("1", timeout=WAIT_MS)
+        other.goto(address.partition("/enter")[0])
+        expect(other.locator(".stone")).to_have_count(2, timeout=WAIT_MS)
+        expect(devices).to_have_text("2", timeout=WAIT_MS)
+        expect(page.locator("#why")).to_contain_text("缩小")
+        expect(page.locator("#why")).to_contain_text("长大")
+        assert [row.inner_text() for row in page.locator("#attempts tbody tr td:nth-child(3)").all()][:3] == [
+            "2",
+            "1",
+            "2",
+        ]
+
+        # it ends; the receipt is the bill
+        expect(state).to_have_text("完成", timeout=WAIT_MS)
+        with page.expect_download() as downloading:
+            page.get_by_role("link", name="下载凭据").click()
+        receipt = json.loads(Path(downloading.value.path()).read_text())
+        told = Client(tmp_path / "s").job("poems-1").bill()
+        assert receipt == told["receipt"]
+        assert receipt["cost_micro_cny"] == told["charged_micro_cny"] > 0
+        assert [line["usage"]["devices"] for line in receipt["lines"]] == [2, 1, 2]
+
+        # and the same in English
+        other.goto(address.partition("/enter")[0] + "/tasks/poems-1")
+        for word in ("shrunk", "grown"):
+            expect(other.locator("#why")).to_contain_text(word)
+        expect(other.locator("h1 .state")).to_have_text("done")
+        with other.expect_download() as downloading:
+            other.get_by_role("link", name="download the receipt").click()
+        assert json.loads(Path(downloading.value.path()).read_text()) == receipt
+        other.get_by_role("link", name="Money").click()
+        expect(other.locator("#ledger-check")).to_contain_text("is zero")
+        assert chinese.complaints + english.complaints == []
+        up.send_signal(signal.SIGINT)
+        assert up.wait(30) == 130
+    finally:
+        up.kill()
+        up.wait()
+
+
+# ---- pages, on a host that steps when told to ----------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    import socket
+
+    import uvicorn
+
+    with served(tmp_path_factory.mktemp("b")) as host:
+        with caller(host) as api:
+            for _ in range(3):
+                submit(api)
+        host.step()
+        listener = socket.create_server(("127.0.0.1", 0))
+        authority = f"127.0.0.1:{listener.getsockname()[1]}"
+        app = make_console(AsyncClient(host.folder), "k", authority)
+        server = uvicorn.Server(
+            uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
+        )
+        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
+        thread.start()
+        try:
+            yield f"http://{authority}"
+        finally:
+            server.should_exit = True
+            thread.join(5)
+
+
+PATHS = ("/", "/submit", "/tasks", "/tasks/tiny-1", "/supply", "/prices", "/money", "/decisions", "/people")
+
+
+@pytest.mark.parametrize("width", [390, 1440])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_page_fits_its_window_and_breaks_no_policy(chromium, address, width, scheme):
+    watched = Watched(chromium, viewport={"width": width, "height": 844}, color_scheme=scheme)
+    watched.page.goto(f"{address}/enter#k")
+    watched.page.wait_for_url(f"{address}/")
+    for path in PATHS:
+        watched.page.goto(address + path)
+        wide = watched.page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= width, f"{path} is {wide} wide in a window of {width}"
+    assert watched.complaints == []
+    watched.context.close()
+
+
+def test_the_pages_are_reached_and_used_by_the_keyboard_alone(chromium, address):
+    watched = Watched(chromium)
+    page = watched.page
+    page.goto(f"{address}/enter#k")
+    page.wait_for_url(f"{address}/")
+    page.keyboard.press("Tab")
+    expect(page.locator(".skip")).to_be_focused()
+    page.keyboard.press("Enter")
+    assert page.evaluate("location.hash") == "#main"
+    page.goto(f"{address}/")
+    for _ in range(4):
+        page.keyboard.press("Tab")
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{address}/submit")
+    page.locator("#f-name").focus()
+    page.keyboard.press("Control+a")
+    page.keyboard.type("typed")
+    page.keyboard.press("Tab")
+    expect(page.locator("#text")).to_have_value(re.compile("name: typed"))
+    watched.context.close()
