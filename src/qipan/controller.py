@@ -49,6 +49,12 @@ class Bookkeeper(Protocol):
 
     def task_over(self, task_id: TaskId) -> Sequence[Transfer]: ...
 
+    def due(self, now_s: float) -> Sequence[Fact]:
+        """Facts that follow from the books by time alone: a budget that is nearly spent."""
+        ...
+
+    def next_due_s(self) -> float | None: ...
+
     def encode(self) -> bytes: ...
 
     def restore(self, body: bytes) -> None: ...
@@ -103,6 +109,8 @@ class Controller:
     def step(self) -> bool:
         """Gather, decide, store, send.  Returns whether there was anything to decide on."""
         moment = Moment(self.clock.now_s(), self.clock.lease_s())
+        if self.books is not None:
+            self._inbox += self.books.due(moment.now_s)
         gathered = self._gather()
         due = self._wake_s is not None and moment.now_s >= self._wake_s
         if gathered or due:
@@ -113,7 +121,8 @@ class Controller:
     @property
     def wake_s(self) -> float | None:
         """When `step` has something to do by time alone."""
-        times = [time_s for time_s in (self._wake_s, self._resend_s) if time_s is not None]
+        books_s = self.books.next_due_s() if self.books is not None else None
+        times = [time_s for time_s in (self._wake_s, self._resend_s, books_s) if time_s is not None]
         return min(times) if times else None
 
     _resend_s: float | None = None

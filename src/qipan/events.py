@@ -204,8 +204,11 @@ class CapacityChanged:
 
 @dataclass(frozen=True, slots=True)
 class TaskSubmitted:
+    """`budget_micro_cny`: what its owner lets it cost; None when the owner said nothing and the hold is an estimate."""
+
     order: Order
     hold_micro_cny: int
+    budget_micro_cny: int | None = None
     kind: ClassVar[str] = "task_submitted"
     cause: ClassVar[bool] = True
 
@@ -215,6 +218,26 @@ class CancelRequested:
     task_id: TaskId
     by: str
     kind: ClassVar[str] = "cancel_requested"
+    cause: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetReached:
+    """The books say that the task's attempt must park now to end within its budget.  `spent_micro_cny`: so far."""
+
+    task_id: TaskId
+    spent_micro_cny: int
+    budget_micro_cny: int
+    kind: ClassVar[str] = "budget_reached"
+    cause: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, slots=True)
+class BudgetRaised:
+    task_id: TaskId
+    budget_micro_cny: int
+    by: str
+    kind: ClassVar[str] = "budget_raised"
     cause: ClassVar[bool] = True
 
 
@@ -327,6 +350,8 @@ Fact = (
     | CapacityChanged
     | TaskSubmitted
     | CancelRequested
+    | BudgetReached
+    | BudgetRaised
     | ParkRequested
     | CommandReceived
     | LeaseGranted
@@ -343,6 +368,7 @@ KINDS: dict[str, Any] = {
     for kind in (
         Reserve, Start, Resize, Stop, Renew, TakeCensus, BoardStarted, EngineAttached, TasksHeld,
         EngineOffered, EngineLost, RenewalAsked, CapacityChanged, TaskSubmitted, CancelRequested, ParkRequested, LeaseGranted,
+        BudgetReached, BudgetRaised,
         LeaseRefused, TaskStarted, TaskProgress, TaskExited,
     )
 }  # fmt: skip

@@ -18,7 +18,7 @@ from qipan.controller import fact_of, verify
 from qipan.curves import Curve
 from qipan.engines.local import LocalEngine
 from qipan.errors import Infeasible, InvalidInput, NotFound, OverLimit
-from qipan.events import CancelRequested, ParkRequested, TaskExited, TaskProgress, TaskSubmitted
+from qipan.events import BudgetRaised, CancelRequested, ParkRequested, TaskExited, TaskProgress, TaskSubmitted
 from qipan.hardware import BoardId, BoardSpec
 from qipan.leases import EngineId, Order, Receipt, TaskId, Usage
 from qipan.ledger import Books, Tariff, check_balances, make_receipt
@@ -112,7 +112,8 @@ class Host:
     def _submitted(self, task: Task, task_id: TaskId, plan: Plan, now_s: float) -> TaskSubmitted:
         assert plan.curve is not None
         hold = task.limits.max_cost_micro_cny or plan.options[0].cost_p90_micro_cny
-        return TaskSubmitted(order_of(self.site, task, task_id, plan.curve, now_s), hold)
+        order = order_of(self.site, task, task_id, plan.curve, now_s)
+        return TaskSubmitted(order, hold, task.limits.max_cost_micro_cny)
 
     def _engine(self, board: BoardSpec) -> LocalEngine:
         name = EngineId(f"{board.board}-local")
@@ -294,6 +295,31 @@ class Host:
         with self.lock:
             self.tree.root.accept(CancelRequested(TaskId(task_id), by))
             self.step()
+
+    def raise_budget(self, task_id: str, budget_micro_cny: int, by: str) -> None:
+        """A task that was parked because its budget was spent goes on.  Raises NotFound, InvalidInput, OverLimit."""
+        view = self.task(task_id)
+        with self.lock:
+            before = self._budget_of(task_id)
+            if before is None or TaskId(task_id) not in self.tree.root.state.tasks:
+                why = "is over" if before is not None else "has no limits.max_cost"
+                raise InvalidInput(f"{task_id} {why}: there is no budget to raise; submit it anew")
+            if budget_micro_cny <= before:
+                raise InvalidInput(
+                    f"{task_id} has a budget of {format_money(before)}; give more than that, not {format_money(budget_micro_cny)}"
+                )
+            self._check_funds(view.tenant, budget_micro_cny - before)
+            self.tree.root.accept(BudgetRaised(TaskId(task_id), budget_micro_cny, by))
+            self.step()
+
+    def _budget_of(self, task_id: str) -> int | None:
+        """What its owner lets it cost now."""
+        facts = [
+            fact_of(body) for _, _, body in self.store.facts_of(task_id, ["task_submitted", "budget_raised"])
+        ]
+        budgets = [fact.budget_micro_cny for fact in facts if isinstance(fact, TaskSubmitted | BudgetRaised)]
+        known = [budget for budget in budgets if budget is not None]
+        return max(known) if known else None
 
     def events(self, task_id: str, after: int = 0) -> list[dict[str, Any]]:
         """The task's facts at the top board, oldest first."""

@@ -24,6 +24,7 @@ from qipan.catalogue import load_catalogue
 from qipan.errors import InvalidInput, NotAllowed, NotFound
 from qipan.host import Host, TaskView
 from qipan.planner import Plan
+from qipan.quantities import parse_money_micro_cny
 from qipan.workload import Task
 from qipan.workload.files import read_text
 from qipan.workload.imports import Directive
@@ -148,6 +149,13 @@ def about_tasks(host: Host) -> APIRouter:
     def cancel(who: Who, task_id: TaskName) -> Answer:
         host.cancel(seen(host, who, task_id).task_id, who.tenant or "the user")
         return Answer({"task_id": task_id})
+
+    @routes.post("/{task_id}/budget", response_model=shapes.Budget)
+    def budget(who: Who, task_id: TaskName, max_cost: Annotated[str, Query(max_length=40)]) -> Answer:
+        """A task that was parked because its budget was spent goes on."""
+        micro = parse_money_micro_cny(max_cost)
+        host.raise_budget(seen(host, who, task_id).task_id, micro, who.tenant or "the user")
+        return Answer({"task_id": task_id, "budget_micro_cny": micro})
 
     @routes.get("/{task_id}/bill", response_model=shapes.Bill)
     def bill(who: Who, task_id: TaskName) -> Answer:

@@ -103,6 +103,12 @@ class Cancelled:
 
 
 @dataclass(frozen=True, slots=True)
+class Budget:
+    task_id: str
+    budget_micro_cny: int
+
+
+@dataclass(frozen=True, slots=True)
 class Bill:
     receipt: Receipt
     charged_micro_cny: int

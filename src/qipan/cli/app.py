@@ -252,6 +252,18 @@ def cancel(task: str, json_: Json = False, store: StoreDir = None) -> None:
 
 
 @app.command()
+def budget(task: str, amount: str, json_: Json = False, store: StoreDir = None) -> None:
+    """Raise a task's limits.max_cost, such as to "12 CNY"; one that was parked for it goes on."""
+    from qipan.quantities import format_money
+
+    board = client(store)
+    answer = board.call("POST", f"/tasks/{task}/budget", max_cost=amount)
+    tell(
+        answer, json_, lambda value: print(f"{task}: its budget is {format_money(value['budget_micro_cny'])}")
+    )
+
+
+@app.command()
 def bill(task: str, json_: Json = False, store: StoreDir = None) -> None:
     """What a task has cost: a line per attempt, and the ledger's own sum."""
     from qipan.cli import tables

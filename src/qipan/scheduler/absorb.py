@@ -5,6 +5,8 @@ from dataclasses import replace
 from qipan.events import (
     FINAL,
     BoardStarted,
+    BudgetRaised,
+    BudgetReached,
     CancelRequested,
     CapacityChanged,
     Command,
@@ -30,6 +32,7 @@ from qipan.events import (
     TaskSubmitted,
 )
 from qipan.leases import EngineId, LeaseId, TaskId
+from qipan.quantities import format_money
 from qipan.scheduler import census
 from qipan.scheduler.state import (
     AfterStop,
@@ -70,6 +73,10 @@ def absorb(state: State, fact: Fact, draft: Draft) -> None:
             _cancel(state, fact, draft)
         case ParkRequested():
             _park(state, fact, draft)
+        case BudgetReached():
+            _budget_reached(state, fact, draft)
+        case BudgetRaised():
+            _budget_raised(state, fact, draft)
         case CommandReceived():
             _command(state, fact.command, draft)
         case EngineOffered():
@@ -117,7 +124,7 @@ def _cancel(state: State, fact: CancelRequested, draft: Draft) -> None:
     if task is None:
         return
     draft.because(fact.task_id, "cancelled", f"cancelled by {fact.by}")
-    if task.phase is Phase.QUEUED:
+    if task.phase in (Phase.QUEUED, Phase.PARKED):
         end(state, task, "cancelled", draft)
     else:
         order_stop(state, task, draft, park=False, why=f"cancelled by {fact.by}", after=AfterStop.END)
@@ -131,8 +138,42 @@ def _park(state: State, fact: ParkRequested, draft: Draft) -> None:
         draft.because(
             task.task_id, "parked", f"parked by {fact.by}; continues when the board is taken up again"
         )
-        if task.phase not in (Phase.QUEUED, Phase.STOPPING):
+        if task.phase not in (Phase.QUEUED, Phase.PARKED, Phase.STOPPING):
             order_stop(state, task, draft, park=True, why=f"parked by {fact.by}", after=AfterStop.QUEUE)
+
+
+def _budget_reached(state: State, fact: BudgetReached, draft: Draft) -> None:
+    task = state.tasks.get(fact.task_id)
+    if task is None:
+        return
+    why = (
+        f"{format_money(fact.spent_micro_cny)} of its budget of {format_money(fact.budget_micro_cny)} are spent;"
+        f" `qipan budget {fact.task_id}` raises it"
+    )
+    draft.because(
+        fact.task_id, "parked", f"parked with its checkpoint before its budget is overrun: {why}",
+        spent_micro_cny=fact.spent_micro_cny, budget_micro_cny=fact.budget_micro_cny,
+    )  # fmt: skip
+    if task.phase is Phase.QUEUED:
+        state.tasks[fact.task_id] = replace(task, phase=Phase.PARKED, why_waiting=why)
+    elif task.phase is Phase.STOPPING:
+        if task.after_stop is AfterStop.QUEUE:
+            state.tasks[fact.task_id] = replace(task, after_stop=AfterStop.KEEP, stop_why=why)
+    elif task.phase is not Phase.PARKED:
+        order_stop(state, task, draft, park=True, why=why, after=AfterStop.KEEP)
+
+
+def _budget_raised(state: State, fact: BudgetRaised, draft: Draft) -> None:
+    task = state.tasks.get(fact.task_id)
+    if task is None:
+        return
+    draft.because(
+        fact.task_id, "budget", f"{fact.by} raised its budget to {format_money(fact.budget_micro_cny)}"
+    )
+    if task.phase is Phase.PARKED:
+        state.tasks[fact.task_id] = replace(to_queue(task, draft), why_waiting="")
+    elif task.after_stop is AfterStop.KEEP:
+        state.tasks[fact.task_id] = replace(task, after_stop=AfterStop.QUEUE)
 
 
 # ---- from the parent ---------------------------------------------------------------------------------------------

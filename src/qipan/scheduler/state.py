@@ -18,6 +18,7 @@ PARKING_SHARE = 0.25
 
 class Phase(StrEnum):
     QUEUED = "queued"  # no lease below
+    PARKED = "parked"  # no lease below, and not in the queue: its budget is spent
     RESERVING = "reserving"  # Reserve is on its way
     RESERVED = "reserved"  # granted below; waits for the parent's Start
     STARTING = "starting"  # Start is on its way
@@ -30,6 +31,7 @@ class AfterStop(StrEnum):
     QUEUE = "queue"  # goes back into this board's queue
     RETURN = "return"  # goes back to the parent
     END = "end"  # is over (cancelled)
+    KEEP = "keep"  # stays parked until its budget is raised
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,6 +31,10 @@ def after_stop(state: State, task: TaskState, draft: Draft, *, reported: bool = 
     match task.after_stop:
         case AfterStop.QUEUE:
             state.tasks[task.task_id] = to_queue(task, draft)
+        case AfterStop.KEEP:
+            state.tasks[task.task_id] = replace(
+                to_queue(task, draft), phase=Phase.PARKED, why_waiting=task.stop_why
+            )
         case AfterStop.RETURN:
             if reported:
                 state.tasks.pop(task.task_id)
