@@ -345,6 +345,26 @@ def console(
 
 
 @app.command()
+def mcp(
+    store: StoreDir = None,
+    write: Annotated[
+        bool,
+        typer.Option("--write", help="Also tools that submit and cancel; each is a dry run unless told."),
+    ] = False,
+    tenant_token: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--token", envvar="QIPAN_TOKEN", help="A tenant's, instead of the operator's."),
+    ] = None,
+    json_: Annotated[bool, typer.Option("--json", hidden=True)] = False,
+) -> None:
+    """The boards as tools for assistants (Model Context Protocol on standard input and output)."""
+    from qipan.client import Client
+    from qipan.mcp_server import run_mcp
+
+    run_mcp(Client(store_of(store), tenant_token), write=write)
+
+
+@app.command()
 def token(tenant: str, json_: Json = False, store: StoreDir = None) -> None:
     """A token with which the API shows and takes one tenant's tasks and money only."""
     from qipan.api import tenant_token
