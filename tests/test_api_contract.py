@@ -70,7 +70,7 @@ def test_every_route_has_a_model_and_problems(document):
         for status in ("400", "401", "404", "422"):
             content = operation["responses"][status]["content"]
             assert list(content) == ["application/problem+json"], (path, status)
-        assert method == "get" or path.endswith(("/cancel", "/key")) or operation["requestBody"]
+        assert method == "get" or path.endswith(("/cancel", "/key", "/budget")) or operation["requestBody"]
 
 
 def test_every_read_answers_what_its_model_says_and_no_more(api, document):
