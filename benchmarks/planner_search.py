@@ -57,7 +57,7 @@ def main() -> None:
 def timed(model: Model, devices: int, rows: int, chip: ChipClass, seq: int) -> tuple[float, int, float]:
     """CPU seconds, candidates costed, seconds of the best step that fits."""
     started = time.process_time()
-    found = space(model, devices, rows, 8)
+    found = space(model, devices, rows, 8, seq=seq)
     best = best_step_s(found, model, chip, seq)
     return time.process_time() - started, len(found), best
 
@@ -80,34 +80,44 @@ def gaps(chip: ChipClass) -> list[dict[str, Any]]:
             (4096, 1536),
         ):
             model = CARDS[name]
-            found = timed(model, devices, batch, chip, 4096)[2]
-            optimum = best_step_s(enumerated(model, devices, batch), model, chip, 4096)
+            found = timed(model, devices, batch, chip, 8192)[2]
+            optimum = best_step_s(enumerated(model, devices, batch, 8192), model, chip, 8192)
             rows.append({"model": name, "devices": devices, "rows": batch, "gap": found / optimum - 1})
     return rows
 
 
-def enumerated(model: Model, devices: int, batch: int) -> Space:
-    """Every tensor, pipeline and micro-batch count to 64 that the strategy's own rules allow, one by one."""
+def enumerated(model: Model, devices: int, batch: int, seq: int) -> Space:
+    """Every tensor, pipeline, context and micro-batch count to 64 that the strategy's own rules allow, one by one."""
     found = []
     for tp in range(1, 9):
         for pp in range(1, model.layers + 1):
-            if devices % (tp * pp) or model.kv_heads % tp or model.ffn_hidden % tp:
-                continue
-            dp = devices // tp // pp
-            for micro in range(1, 65):
-                count = math.ceil(math.ceil(batch / dp) / micro)
-                if dp > batch or count > batch // dp:
+            for cp in (1, 2, 4, 8, 16, 32):
+                if devices % (tp * pp * cp) or model.kv_heads % tp or model.ffn_hidden % tp:
                     continue
-                chunks = math.ceil(model.layers / pp)
-                for virtual in range(1, 2 if pp == 1 else min(chunks, 16) + 1):
-                    if virtual > 1 and count % pp:
+                if cp > 1 and seq // cp < 4096:
+                    continue
+                dp = devices // tp // pp // cp
+                for micro in range(1, 65):
+                    count = math.ceil(math.ceil(batch / dp) / micro)
+                    if dp > batch or count > batch // dp:
                         continue
-                    for zero in range(4 if pp == 1 else 3):
-                        found += [
-                            (tp, pp, dp, micro, virtual, zero, again) for again in range(len(RECOMPUTE))
-                        ]
-    tensor, pipeline, data, micros, virtuals, zeros, recomputes = np.array(found).T
-    return Space(tensor, pipeline, data, micros, virtuals, zeros, recomputes, batch)
+                    chunks = math.ceil(model.layers / pp)
+                    for virtual in range(0 if pp > 1 else 1, 2 if pp == 1 else min(chunks, 16) + 1):
+                        if virtual > 1 and count % pp:
+                            continue
+                        for zero in range(4 if pp == 1 else 3):
+                            for again in range(len(RECOMPUTE)):
+                                if virtual == 0 and RECOMPUTE[again] == "full":
+                                    continue
+                                found += [
+                                    (tp, pp, dp, micro, virtual, zero, again, cp, inside)
+                                    for inside in ((0, 1) if zero == 3 and dp * tp > 8 else (0,))
+                                ]
+    tensor, pipeline, data, micros, virtuals, zeros, recomputes, contexts, sharded = np.array(found).T
+    return Space(
+        tensor, pipeline, data, micros, virtuals, zeros, recomputes, batch, context_parallel=contexts,
+        node_sharded=sharded,
+    )  # fmt: skip
 
 
 def floor_s(length: int) -> float:

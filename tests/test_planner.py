@@ -9,7 +9,7 @@ from qipan.planner import plan_task
 from qipan.strategy import check_strategy
 from qipan.workload import Limits
 from qipan.workload.cards import CARDS
-from qipan.workload.model import parameter_count
+from qipan.workload.model import hardware_flops_per_token, met_weights, parameter_count, train_flops_per_token
 from qipan.workload.parse import load_task, parse_task
 
 PROBE = Probe(1e10, 10.0, 1e9, 1e-3, 0.02, 0.0, 0.2, 0.01)
@@ -100,16 +100,50 @@ def test_an_elastic_script_has_a_point_for_each_count():
     assert [point.devices for point in plan.curve.points] == [1, 2, 3]
 
 
-@pytest.mark.parametrize(
-    ("card", "parameters"),
-    [
-        ("llama-2-7b", 6_738_415_616),
-        ("llama-2-70b", 68_976_648_192),
-        ("llama-3-8b", 8_030_261_248),
-        ("llama-3-70b", 70_553_706_496),
-        ("llama-3.1-405b", 405_853_388_800),
-        ("mistral-7b", 7_241_732_096),
-    ],
-)
-def test_parameter_counts_are_the_published_ones(card, parameters):
-    assert parameter_count(CARDS[card]) == parameters
+#: as published with the weights (Hugging Face model cards; OPT and GPT-2 as their checkpoints count)
+PUBLISHED_PARAMETERS = {
+    "llama-2-7b": 6_738_415_616,
+    "llama-2-13b": 13_015_864_320,
+    "llama-2-70b": 68_976_648_192,
+    "llama-65b": 65_285_660_672,
+    "llama-3-8b": 8_030_261_248,
+    "llama-3-70b": 70_553_706_496,
+    "llama-3.1-405b": 405_853_388_800,
+    "llama-3.2-1b": 1_235_814_400,
+    "qwen2.5-0.5b": 494_032_768,
+    "qwen2.5-7b": 7_615_616_512,
+    "qwen2.5-72b": 72_706_203_648,
+    "qwen3-8b": 8_190_735_360,
+    "qwen3-30b-a3b": 30_532_122_624,
+    "qwen3-235b-a22b": 235_093_634_560,
+    "mistral-7b": 7_241_732_096,
+    "mixtral-8x7b": 46_702_792_704,
+    "mixtral-8x22b": 140_620_634_112,
+    "gemma-7b": 8_537_680_896,
+    "gemma-2-9b": 9_241_705_984,
+    "phi-3-mini": 3_821_079_552,
+    "phi-2": 2_779_683_840,
+    "falcon-7b": 6_921_720_704,
+    "bloom-176b": 176_247_271_424,
+    "pythia-12b": 11_846_072_320,
+    "gpt2-xl": 1_557_611_200,
+    "opt-6.7b": 6_658_473_984,
+    "deepseek-v2-lite": 15_706_484_224,
+    "deepseek-v2": 235_741_434_880,
+    "deepseek-v3": 671_026_419_200,
+}
+
+
+@pytest.mark.parametrize("card", sorted(PUBLISHED_PARAMETERS))
+def test_parameter_counts_are_the_published_ones(card):
+    assert parameter_count(CARDS[card]) == PUBLISHED_PARAMETERS[card]
+
+
+def test_flops_are_counted_in_three_named_ways():
+    """A token meets 37 billion weights of DeepSeek-V3's 671 (its report, section 2), its embeddings left out."""
+    assert met_weights(CARDS["deepseek-v3"]) == pytest.approx(37e9, rel=0.02)
+    model = CARDS["llama-3-8b"]
+    causal = train_flops_per_token(model, 8192)
+    whole = hardware_flops_per_token(model, 8192, recompute=False)
+    assert whole - causal == 6 * 32 * 4096 * 8192  # the masked half of the scores
+    assert hardware_flops_per_token(model, 8192, recompute=True) > 1.25 * whole

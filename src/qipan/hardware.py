@@ -25,7 +25,8 @@ class Figure:
 
 @dataclass(frozen=True, slots=True)
 class ChipClass:
-    """Figures are per *device* (a card may show several).  Rates are per direction."""
+    """Figures are per *device* (a card may show several).  Rates are per direction.  `linked_devices`: how many devices
+    the fast links join, 0: those of a node.  `compiled`: its software turns a whole training step into one program."""
 
     chip_class: ChipClassId
     vendor: str
@@ -41,6 +42,8 @@ class ChipClass:
     devices_per_card: int = 1
     power_w: Figure | None = None
     release_year: int | None = None
+    linked_devices: int = 0
+    compiled: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -106,6 +106,8 @@ def _chip(entry: dict[str, Any], file: str) -> ChipClass:
         figure(link.get("gbs_bidirectional"), 1e9, share=0.5), figure(entry.get("inter_node_gbit"), 1e9 / 8),
         int(_positive(entry.get("cards_per_node", 1), model, "cards_per_node", file) * devices), int(devices),
         figure(power, 1.0) if power is not None else None, entry.get("release_year"),
+        int(_positive(link.get("devices", 1), model, "intra_node.devices", file)) if "devices" in link else 0,
+        entry.get("compiled") is True,
     )  # fmt: skip
 
 

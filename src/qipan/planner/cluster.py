@@ -6,19 +6,27 @@ from dataclasses import dataclass
 import numpy as np
 
 from qipan.hardware import ChipClass, ChipClassId, Pool
-from qipan.planner.costs import Constants, Costs, costs, rates
+from qipan.planner.constants import peak_flops_per_s
+from qipan.planner.costs import Costs, costs
+from qipan.planner.evidence import CHIPS_WITH_RUNS
 from qipan.planner.space import RECOMPUTE, Space, space
 from qipan.strategy import SiteStrategy, Stage, Strategy
 from qipan.workload.model import Model
 
-#: chips with published runs in `benchmarks.planner_accuracy`; any other gets twice the band
-WITH_RUNS = frozenset({"nvidia/a100-sxm4-80gb", "nvidia/a100-sxm4-40gb", "nvidia/h100-sxm5-80gb"})
-BAND = 0.25
+#: 10 and 90 % of measured over predicted seconds where the constants were fitted without the run's table, over rows that leave
+#: fields open (`python -m benchmarks.planner_accuracy`): what software a task will run with is as open.  A chip that no run was
+#: published of has twice the width, in logarithms
+FASTER, SLOWER = 0.75, 1.29
+UNMEASURED = 2.0
+#: how much wider a figure of the catalogue makes it
+CONFIDENCE_WIDENS = {"measured": 1.0, "datasheet": 1.0, "third-party": 1.15, "estimate": 1.4}
 USABLE_MEMORY = 0.94  # drivers and contexts keep the rest
 #: no figure of the catalogue: how long a start and a checkpoint's stall take, and failures of a node where the
 #: site file states none (Llama 3 report, Grattafiori et al. 2024, section 3.3: 419 in 54 days on 2,048 nodes)
 START_S, SAVE_S = 300.0, 20.0
 FAILURES_PER_NODE_DAY = 3.79e-3
+#: of a space's `virtual`
+SCHEDULES = ("interleaved_zero_bubble", "1f1b")
 PARTS = {
     "compute_s": "compute", "tensor_s": "links inside a node", "bubble_s": "pipeline bubble",
     "data_s": "network between nodes", "optimizer_s": "memory bandwidth", "straggler_s": "stragglers",
@@ -48,30 +56,39 @@ def best_layouts(
     model: Model, pool: Pool, chip: ChipClass, rows: int, seq: int, seed: int, least: int, most: int
 ) -> Iterator[Best]:
     """One for each device count that doubles from `least`, and for `most`; counts where nothing fits give none."""
-    usable = chip.memory_bytes.value * USABLE_MEMORY
+    per_node = min(pool.devices_per_node, chip.devices_per_node)
     for devices in _counts(least, most):
-        candidates = space(model, devices, rows, min(pool.devices_per_node, chip.devices_per_node))
-        if not len(candidates):
-            continue
-        found = costs(candidates, model, chip, seq)
-        seconds = np.where(found.memory_bytes <= usable, found.step_s, np.inf)
-        first = int(np.argmin(seconds))
-        if not np.isfinite(seconds[first]):
+        candidates = space(model, devices, rows, per_node, seq=seq)
+        found, first = _fastest(candidates, model, chip, seq)
+        if found is None:  # optimiser states in host memory, when nothing else fits
+            candidates = space(model, devices, rows, per_node, seq=seq, offload=True)
+            found, first = _fastest(candidates, model, chip, seq)
+        if found is None:
             continue
         peak = float(found.memory_bytes[first])
         yield Best(
-            devices, float(seconds[first]), peak, 1 - peak / chip.memory_bytes.value, _parts(found, first),
+            devices, float(found.step_s[first]), peak, 1 - peak / chip.memory_bytes.value, _parts(found, first),
             _strategy(candidates, first, model, pool.chip_class, chip, seq, seed, pool.site),
         )  # fmt: skip
 
 
+def _fastest(candidates: Space, model: Model, chip: ChipClass, seq: int) -> tuple[Costs | None, int]:
+    if not len(candidates):
+        return None, 0
+    found = costs(candidates, model, chip, seq)
+    seconds = np.where(found.memory_bytes <= chip.memory_bytes.value * USABLE_MEMORY, found.step_s, np.inf)
+    first = int(np.argmin(seconds))
+    return (found if np.isfinite(seconds[first]) else None), first
+
+
 def why_none(model: Model, chip: ChipClass, rows: int, seq: int, pool: Pool, least: int, most: int) -> str:
     """The nearest miss, for a refusal."""
+    per_node = min(pool.devices_per_node, chip.devices_per_node)
     smallest = min(
         (
             float(np.min(costs(found, model, chip, seq).memory_bytes))
             for count in _counts(least, most)
-            if len(found := space(model, count, rows, min(pool.devices_per_node, chip.devices_per_node)))
+            if len(found := space(model, count, rows, per_node, seq=seq, offload=True))
         ),
         default=None,
     )
@@ -88,13 +105,16 @@ def why_none(model: Model, chip: ChipClass, rows: int, seq: int, pool: Pool, lea
 
 def known(chip: ChipClass) -> bool:
     """Whether the catalogue says enough of the chip to cost a step."""
-    peak, memory_rate, _, _ = rates(chip, Constants())
-    return peak > 0 and memory_rate > 0 and chip.memory_bytes.value > 0
+    return min(peak_flops_per_s(chip), chip.memory_bytes_per_s.value, chip.memory_bytes.value) > 0
 
 
-def band(chip_class: ChipClassId) -> float:
-    """Half-width of the 10-90 % band of the rate."""
-    return BAND if chip_class in WITH_RUNS else 2 * BAND
+def band(chip: ChipClass) -> tuple[float, float]:
+    """Factors of the 10 and 90 % bounds on the seconds of a step."""
+    figures = (*chip.peak_flops_per_s.values(), chip.memory_bytes_per_s)
+    width = max(CONFIDENCE_WIDENS[figure.confidence] for figure in figures)
+    if chip.chip_class not in CHIPS_WITH_RUNS:
+        width *= UNMEASURED
+    return float(FASTER**width), float(SLOWER**width)
 
 
 def failures_per_s(pool: Pool, devices: int) -> float:
@@ -119,32 +139,36 @@ def _strategy(
     candidates: Space, at: int, model: Model, chip_class: ChipClassId, chip: ChipClass, seq: int, seed: int, site: str
 ) -> Strategy:  # fmt: skip
     """Layers in contiguous chunks, the remainder to the first; stage i holds chunks i, i + p, i + 2p ..."""
-    tp, pp, dp, micro, virtual = (
-        int(axis[at])
+    tp, pp, dp, micro, virtual, cp, ep, offload = (
+        int(axis[at if len(axis) > 1 else 0])
         for axis in (
             candidates.tensor_parallel, candidates.pipeline_parallel, candidates.data_parallel,
-            candidates.micro_batch, candidates.virtual,
+            candidates.micro_batch, candidates.virtual, candidates.context_parallel, candidates.expert_parallel,
+            candidates.offload,
         )
     )  # fmt: skip
+    schedule = SCHEDULES[virtual] if virtual < 2 else "interleaved_1f1b"
+    virtual = max(1, virtual)
     share, more = divmod(model.layers, pp * virtual)
     edges = [0]
     for chunk in range(pp * virtual):
         edges.append(edges[-1] + share + (chunk < more))
-    rows, rest = divmod(candidates.rows, dp)
+    rows, rest = divmod(int(candidates.rows), dp)
     stages = tuple(
         Stage(
             chip_class, tuple((edges[chunk], edges[chunk + 1]) for chunk in range(stage, pp * virtual, pp)),
-            tp=tp, sp=tp > 1, dp=dp, rows_per_dp=tuple(rows + (rank < rest) for rank in range(dp)),
+            tp=tp, sp=tp > 1, cp=cp, ep=ep, dp=dp, rows_per_dp=tuple(rows + (rank < rest) for rank in range(dp)),
         )
         for stage in range(pp)
     )  # fmt: skip
-    schedule = "none" if pp == 1 else "1f1b" if virtual == 1 else "interleaved_1f1b"
+    if pp == 1:
+        schedule = "none"
     precision = "bf16" if "bf16" in chip.peak_flops_per_s else "fp16"
     return Strategy(
-        seed, seq, candidates.rows,
+        seed, seq, int(candidates.rows),
         (SiteStrategy(
             site, stages, micro_batches=-(-(rows + (rest > 0)) // micro), schedule=schedule,  # type: ignore[arg-type]
             zero=int(candidates.zero[at]), recompute=RECOMPUTE[int(candidates.recompute[at])],  # type: ignore[arg-type]
-            precision=precision,  # type: ignore[arg-type]
+            precision=precision, offload=bool(offload),  # type: ignore[arg-type]
         ),),
     )  # fmt: skip

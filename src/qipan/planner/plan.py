@@ -173,13 +173,13 @@ def _catalogue_points(
     rows = task.work.global_batch_tokens // seq
     steps = max(1, task.work.tokens // task.work.global_batch_tokens)
     least, most = max(1, task.devices.min), min(task.devices.max or pool.devices, pool.devices)
-    width = band(pool.chip_class)
+    faster, slower = band(chip)
     found: list[Raw] = []
     for best in best_layouts(model, pool, chip, rows, seq, task.work.seed, least, most):
         rate = 1.0 / (best.step_s * steps)
         point = Point(
             f"{pool.chip_class}:{best.devices}", (Need(pool.chip_class, best.devices, pool.devices_per_node),),
-            rate, rate * (1 - width), rate * (1 + width), start_s=START_S, stop_s=best.step_s + SAVE_S,
+            rate, rate / slower, rate / faster, start_s=START_S, stop_s=best.step_s + SAVE_S,
             strategy=best.strategy, memory_margin=best.memory_margin,
         )  # fmt: skip
         found.append((pool, best.devices, best.strategy.label(), point, best.step_s, best))

@@ -5,18 +5,37 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Moe:
+    """Expert layers.  `shared_ffn_hidden` 0: as wide as an expert.  `router_bias`: one value an expert beside the router
+    (DeepSeek-V3); `shared_gate`: the shared expert's output is gated (Qwen2-MoE)."""
+
     experts: int
     experts_per_token: int
     expert_ffn_hidden: int
     shared_experts: int = 0
     dense_layers: int = 0  # leading layers that are dense
     every: int = 1  # an expert layer every so many layers
+    shared_ffn_hidden: int = 0
+    router_bias: bool = False
+    shared_gate: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mla:
+    """Multi-head latent attention (DeepSeek-V2, 2024, section 2.1).  `query_rank` 0: queries are not compressed; the other
+    sizes are of one head, a latent of `latent_rank` stands for all keys and values."""
+
+    query_rank: int
+    latent_rank: int
+    plain_dim: int
+    rotary_dim: int
+    value_dim: int
 
 
 @dataclass(frozen=True, slots=True)
 class Model:
     """A decoder-only transformer (Llama-like unless flags say otherwise).  `vocab` 0: taken from the data's
-    tokens when training starts.  All sizes are counts."""
+    tokens when training starts.  All sizes are counts.  `biases`: on every matrix, `qkv_biases`: on queries, keys and
+    values alone; `norms` a layer; `learned_positions`: rows of a position table."""
 
     name: str
     layers: int
@@ -34,34 +53,111 @@ class Model:
     norm_biases: bool = False
     learned_positions: int = 0
     max_seq: int = 0
+    mla: Mla | None = None
+    qkv_biases: bool = False
+    qk_norm: bool = False
+    norms: int = 2
+    embedding_norm: bool = False
+    head_bias: bool = False
 
 
 def parameter_count(model: Model) -> int:
     """All weights of a dense or expert decoder: embeddings, attention, feed-forward, norms, head."""
-    return _layer_weights(model, every_expert=True) * model.layers + _outer_weights(model)
+    experts = expert_layers(model)
+    dense = model.layers - experts
+    around = (attention_weights(model) + norm_weights(model)) * model.layers
+    return around + dense * dense_weights(model) + experts * moe_weights(model) + outer_weights(model)
 
 
 def train_flops_per_token(model: Model, seq: int) -> float:
     """Model FLOP of forward and backward per token: 6 per weight that a token meets (embedding look-up is none, the
     head is met even when tied) and 12 * layers * heads * head_dim * seq / 2 for causal attention
     (PaLM, Chowdhery et al. 2022, appendix B, causal half)."""
-    met = _layer_weights(model, every_expert=False) * model.layers + model.hidden * model.vocab
-    return 6.0 * met + 6.0 * model.layers * model.heads * model.head_dim * seq
+    return 6.0 * met_weights(model) + 6.0 * model.layers * score_width(model) * seq
 
 
-def _layer_weights(model: Model, *, every_expert: bool) -> int:
-    attention = 2 * model.hidden * (model.heads + model.kv_heads) * model.head_dim
+def hardware_flops_per_token(model: Model, seq: int, *, recompute: bool) -> float:
+    """What a device that computes whole score matrices works: attention in full, and with full recomputation the forward
+    pass of the layers once more (Narayanan et al. 2021, equation 3)."""
+    layers = met_weights(model) - model.hidden * model.vocab
+    attention = 12.0 * model.layers * score_width(model) * seq
+    return (6.0 * layers + attention) * (4 / 3 if recompute else 1) + 6.0 * model.hidden * model.vocab
+
+
+def met_weights(model: Model) -> int:
+    """Weights that a token meets: those of its experts, and the head."""
+    experts = expert_layers(model)
+    met = (attention_weights(model) + norm_weights(model)) * model.layers
+    met += dense_weights(model) * (model.layers - experts)
+    return met + moe_weights(model, met=True) * experts + model.hidden * model.vocab
+
+
+def score_width(model: Model) -> float:
+    """Multiplications of one query with one key and value, over all heads, halved: heads * head_dim where both are
+    as wide."""
+    if model.mla is None:
+        return model.heads * model.head_dim
+    return model.heads * (model.mla.plain_dim + model.mla.rotary_dim + model.mla.value_dim) / 2
+
+
+def expert_layers(model: Model) -> int:
+    return 0 if model.moe is None else (model.layers - model.moe.dense_layers) // model.moe.every
+
+
+def projections(model: Model) -> tuple[tuple[int, int], ...]:
+    """(outputs, inputs) of each matrix of attention, queries, keys and values of plain attention as one."""
+    hidden, heads = model.hidden, model.heads
+    if model.mla is None:
+        wide = (heads + 2 * model.kv_heads) * model.head_dim
+        return ((wide, hidden), (hidden, heads * model.head_dim))
+    mla = model.mla
+    query = heads * (mla.plain_dim + mla.rotary_dim)
+    down = ((mla.query_rank, hidden), (query, mla.query_rank)) if mla.query_rank else ((query, hidden),)
+    return (
+        *down, (mla.latent_rank + mla.rotary_dim, hidden),
+        (heads * (mla.plain_dim + mla.value_dim), mla.latent_rank), (hidden, heads * mla.value_dim),
+    )  # fmt: skip
+
+
+def attention_weights(model: Model) -> int:
+    count = sum(outputs * inputs for outputs, inputs in projections(model))
+    if model.mla is not None:
+        return count + model.mla.query_rank + model.mla.latent_rank  # their norms
+    if model.biases or model.qkv_biases:
+        count += (model.heads + 2 * model.kv_heads) * model.head_dim
+    if model.biases:
+        count += model.hidden
+    return count + (2 * model.head_dim if model.qk_norm else 0)
+
+
+def norm_weights(model: Model) -> int:
+    return model.norms * model.hidden * (2 if model.norm_biases else 1)
+
+
+def dense_weights(model: Model) -> int:
     matrices = 3 if model.gated_mlp else 2
+    biases = (matrices - 1) * model.ffn_hidden + model.hidden if model.biases else 0
+    return matrices * model.hidden * model.ffn_hidden + biases
+
+
+def moe_weights(model: Model, *, met: bool = False) -> int:
+    """Of one expert layer: all experts, or those that a token meets."""
     if model.moe is None:
-        feed_forward = matrices * model.hidden * model.ffn_hidden
-    else:
-        experts = (
-            model.moe.experts if every_expert else model.moe.experts_per_token
-        ) + model.moe.shared_experts
-        feed_forward = matrices * model.hidden * model.moe.expert_ffn_hidden * experts
-        feed_forward += model.hidden * model.moe.experts
-    return attention + feed_forward + 2 * model.hidden
+        return 0
+    moe, matrices = model.moe, 3 if model.gated_mlp else 2
+    experts = moe.experts_per_token if met else moe.experts
+    width = experts * moe.expert_ffn_hidden + moe.shared_experts * (
+        moe.shared_ffn_hidden or moe.expert_ffn_hidden
+    )
+    router = model.hidden * moe.experts + (moe.experts if moe.router_bias else 0)
+    return matrices * model.hidden * width + router + (model.hidden if moe.shared_gate else 0)
 
 
-def _outer_weights(model: Model) -> int:
-    return model.vocab * model.hidden * (1 if model.tied_embeddings else 2) + model.hidden
+def outer_weights(model: Model) -> int:
+    """Embeddings, positions, head, final norm, and a norm behind the embedding."""
+    norm = model.hidden * (2 if model.norm_biases else 1)
+    tables = model.vocab * (1 if model.tied_embeddings else 2) + model.learned_positions
+    return (
+        tables * model.hidden + norm * (2 if model.embedding_norm else 1)
+        + (model.vocab if model.head_bias else 0)
+    )  # fmt: skip
