@@ -12,6 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
+import msgspec
+
+from qipan.errors import InvalidInput
+
 BACKOFF_MAX = 6
 
 
@@ -214,6 +218,29 @@ def view(state: Rounds) -> View:
     )  # fmt: skip
 
 
+def same_view(one: View, other: View) -> bool:
+    """Whether they differ in their version alone."""
+    return replace(one, version=0) == replace(other, version=0)
+
+
+FACTS: dict[str, type[RoundFact]] = {kind.__name__: kind for kind in (Joined, Seen, Ready, Voted, Left)}
+
+
+def encode_fact(fact: RoundFact) -> dict[str, object]:
+    return {"kind": type(fact).__name__, "body": msgspec.to_builtins(fact)}
+
+
+def decode_fact(value: dict[str, object]) -> RoundFact:
+    """Raises InvalidInput."""
+    kind = FACTS.get(str(value.get("kind")))
+    if kind is None:
+        raise InvalidInput(f"unknown fact {str(value.get('kind'))[:40]!r}; it is one of {', '.join(FACTS)}")
+    try:
+        return msgspec.convert(value.get("body"), type=kind)
+    except msgspec.ValidationError as error:
+        raise InvalidInput(f"{kind.__name__}: {error}") from None
+
+
 def inner_steps(every: int, step_s: Sequence[float]) -> list[int]:
     """The fastest site does `every` steps, the others as many as fit into the same time."""
     measured = [s for s in step_s if s > 0]
@@ -371,7 +398,9 @@ def _exchange(state: Rounds, now_s: float, commands: list[RoundCommand]) -> Roun
         if _silent(state, member.site, now_s):
             return _again(state, member.site, "silent", now_s, commands)
     voted = [member for member in state.members if member.voted]
-    blamed = [site for member in voted for site in member.missing]
+    blamed = [
+        site for member in voted for site in (member.missing or (() if member.vote else (member.site,)))
+    ]
     # One vote against is enough to repeat; it is waited for the others' so that the right one is dropped.
     if len(voted) < len(state.members):
         return state

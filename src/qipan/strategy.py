@@ -60,7 +60,9 @@ class SiteStrategy:
 
 @dataclass(frozen=True, slots=True)
 class Outer:
-    """Exchange between sites every `every` inner steps (local SGD / DiLoCo).  Never exact."""
+    """Exchange between sites every `every` inner steps of the fastest (local SGD, Stich 2019; DiLoCo, Douillard et al.
+    2023).  Never exact.  `fragments`: a round exchanges one of so many parts of the model in turn; `overlap`: sites
+    train on while they exchange (Streaming DiLoCo, Douillard et al. 2025)."""
 
     every: int
     optimizer: Literal["average", "nesterov"] = "average"
@@ -69,6 +71,8 @@ class Outer:
     codec: Literal["fp32", "bf16", "int8"] = "fp32"
     grace_s: float = 10.0
     min_sites: int = 1
+    fragments: int = 1
+    overlap: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,6 +132,11 @@ def check_strategy(strategy: Strategy) -> None:
         raise InvalidInput(f"strategy version is {strategy.version}; this trainer reads {VERSION}")
     if not strategy.sites or any(not site.stages for site in strategy.sites):
         raise InvalidInput("strategy has a site without stages; give at least one stage per site")
+    outer = strategy.outer
+    if outer is not None and (min(outer.every, outer.fragments, outer.min_sites) < 1 or outer.grace_s <= 0):
+        raise InvalidInput(
+            f"outer needs every, fragments, min_sites of 1 or more and grace_s above 0, got {outer}"
+        )
     if len(strategy.sites) > 1 and strategy.outer is None:
         raise InvalidInput(f"{len(strategy.sites)} sites need `outer`; set how often they exchange")
     rows = 0

@@ -47,6 +47,7 @@ class Sum:
     parameters: list[Any]
     groups: list[Any]
     divisor: float = 1.0
+    tie: bool = False  # one weight in the first and the last stage
 
 
 @dataclass(slots=True)
@@ -443,7 +444,7 @@ def _sums(
     if experts:
         found.append(Sum([p for p in model.parameters() if id(p) in special], groups.outer(), scale))
     if groups.tie is not None:
-        found.append(Sum([model.embedding.weight], [groups.tie]))
+        found.append(Sum([model.embedding.weight], [groups.tie], tie=True))
     return [one for one in found if one.groups or one.divisor != 1.0]
 
 

@@ -26,6 +26,7 @@ from qipan.trainer.data import Corpus, load_corpus, row_offsets, unigram_loss
 from qipan.trainer.device import device
 from qipan.trainer.model import summed_loss as summed_loss
 from qipan.trainer.session import LEARNING_RATE, Session
+from qipan.trainer.sites.outer import Sites
 from qipan.trainer.world import World
 from qipan.workload import Task
 
@@ -33,6 +34,7 @@ WARM_UP_STEPS = 20
 PROGRESS_S = 0.5
 RESHAPE_S = 3.0  # expected before one was measured
 EVALUATION_ROWS = 16
+ROUNDS_DONE = "rounds-done"
 
 
 def main() -> None:
@@ -71,12 +73,20 @@ class Run:
         self.steps = self.task.work.tokens // (strategy.global_batch_rows * strategy.seq)
         self.balance = Balance()
         self.reshape_s = RESHAPE_S
+        self.sites: Sites | None = None
 
     def train(self) -> None:
         self._resume()
         start_s = round(time.time() - self.launched_s, 3)
         self._say("ready", start_s=start_s, step=self.session.step, steps=self.steps)
+        if self.session.strategy.outer is not None and "QIPAN_ROUNDS" in os.environ:
+            self.sites = Sites(
+                self.session, os.environ["QIPAN_ROUNDS"], os.environ.get("QIPAN_ROUNDS_TASK", self.task.name),
+                os.environ.get("QIPAN_ADDRESS", "127.0.0.1"), self._say, self.task.work.tokens, _rounds_done(self.folder),
+            )  # fmt: skip
         stopped = self._steps()
+        if self.sites is not None:
+            self.sites.leave()
         if not stopped:
             self._finish()
         self.world.close()
@@ -93,23 +103,30 @@ class Run:
     def _steps(self) -> bool:
         """Train to the end.  Returns whether it was stopped before."""
         session = self.session
+        finished = self.sites.turn() if self.sites is not None else session.step >= self.steps
+        if finished:
+            self._save()
         saved_s = said_s = time.time()
-        while session.step < self.steps:
+        while not finished:
             began_s = time.time()
             rate = LEARNING_RATE * schedule(session.step, self.steps)
             share = session.train(self._batch(session.step), rate)
             loss, stop, due, row_s = self._agree(share, began_s - saved_s >= self.every_s)
-            step, now_s = session.step, time.time()
-            if now_s - said_s >= PROGRESS_S or step == self.steps:
+            now_s = time.time()
+            finished = (
+                self.sites.turn(now_s - began_s) if self.sites is not None else session.step >= self.steps
+            )
+            step = session.step
+            if now_s - said_s >= PROGRESS_S or finished:
                 said_s = now_s
                 self._say_progress(loss, now_s - began_s, row_s)
-            if due or stop or step == self.steps:
+            if due or stop or finished:
                 self._save()
                 saved_s = time.time()
-            if stop and step < self.steps:
+            if stop and not finished:
                 self._say("parked", step=step)
                 return True
-            if step < self.steps:
+            if not finished:
                 self._rebalance(row_s, now_s - began_s)
         return False
 
@@ -180,6 +197,8 @@ class Run:
         self._say("validation", step=step, loss=round(validation, 4), seconds=round(time.time() - began_s, 3))
         began_s = time.time()
         size = self.session.save(self.folder, validation)
+        if self.sites is not None and self.world.rank == 0:
+            (self.folder / ROUNDS_DONE).write_text(str(self.sites.rounds_done))
         self._say("checkpoint", step=step, seconds=round(time.time() - began_s, 3), bytes=size)
 
     def _finish(self) -> None:
@@ -190,6 +209,7 @@ class Run:
         self._say(
             "done", step=self.steps, test_loss=round(test, 4), unigram_loss=round(unigram_loss(self.corpus), 4),
             best_step=kept.step, vocab=self.corpus.vocab,
+            **({"behind": True} if self.sites is not None and self.sites.behind else {}),
         )  # fmt: skip
 
     def _evaluate(self, tokens: Any) -> float:
@@ -243,3 +263,8 @@ def schedule(step: int, steps: int) -> float:
 
 def _rows(tokens: Any, starts: list[int], seq: int) -> Tensor:
     return torch.from_numpy(np.stack([tokens[at : at + seq + 1] for at in starts]))
+
+
+def _rounds_done(folder: Path) -> int:
+    path = folder / ROUNDS_DONE
+    return int(path.read_text()) if path.exists() else 0

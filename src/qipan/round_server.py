@@ -1,0 +1,135 @@
+"""The coordinator of rounds on the wire: JSON lines over TCP, one fact in, the task's view out.
+
+State is written before an answer that follows from it leaves, so a coordinator that was killed goes on where it was.
+"""
+
+import json
+import socket
+import socketserver
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import msgspec
+
+from qipan.errors import InvalidInput, NotFound
+from qipan.rounds import (
+    RoundCommand,
+    RoundFact,
+    Rounds,
+    Rules,
+    Seen,
+    View,
+    decide_round,
+    decode_fact,
+    same_view,
+    view,
+)
+
+TICK_S = 0.25
+NEWS_S = 0.5  # a beat waits so long for news
+VERSIONS_APART = 1_000_000_000
+
+
+class RoundServer:
+    """`say` hears every command, by task.  `folder` keeps the state of each task."""
+
+    def __init__(
+        self,
+        host: str,
+        folder: Path | None = None,
+        say: Callable[[str, RoundCommand], None] = lambda _task, _command: None,
+    ) -> None:
+        self._folder, self._say = folder, say
+        self._tasks: dict[str, Rounds] = {}
+        self._changed = threading.Condition()
+        self._closed = threading.Event()
+        if folder is not None:
+            folder.mkdir(parents=True, exist_ok=True)
+            for path in sorted(folder.glob("*.json")):
+                state = msgspec.json.decode(path.read_bytes(), type=Rounds)
+                self._tasks[path.stem] = replace(state, version=state.version + VERSIONS_APART)
+        outer = self
+
+        class Handler(socketserver.StreamRequestHandler):
+            def handle(self) -> None:
+                self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                outer._serve(self)
+
+        self._server = socketserver.ThreadingTCPServer((host, 0), Handler, bind_and_activate=False)
+        self._server.daemon_threads = True
+        self._server.allow_reuse_address = True
+        self._server.server_bind()
+        self._server.server_activate()
+        self.address = f"{host}:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
+        threading.Thread(target=self._tick, daemon=True).start()
+
+    def open(self, task: str, rules: Rules) -> None:
+        """Begin, or go on; other rules than before are taken from now on."""
+        with self._changed:
+            known = self._tasks.get(task, Rounds(rules))
+            self._tasks[task] = replace(known, rules=rules)
+
+    def state(self, task: str) -> Rounds:
+        with self._changed:
+            if task not in self._tasks:
+                raise NotFound(f"no rounds of task {task} here")
+            return self._tasks[task]
+
+    def close(self) -> None:
+        self._closed.set()
+        self._server.shutdown()
+        self._server.server_close()
+
+    def _tick(self) -> None:
+        while not self._closed.wait(TICK_S):
+            for task in list(self._tasks):
+                self._decide(task, Seen(0.0))
+
+    def _decide(self, task: str, fact: RoundFact) -> View:
+        with self._changed:
+            before = self._tasks[task]
+            after, commands = decide_round(before, replace(fact, at_s=time.monotonic()))
+            self._tasks[task] = after
+            if commands or after.members != before.members:
+                self._keep(task, after)
+            shown = view(after)
+            if not same_view(view(before), shown):
+                self._changed.notify_all()
+        for command in commands:
+            self._say(task, command)
+        return shown
+
+    def _keep(self, task: str, state: Rounds) -> None:
+        if self._folder is not None:
+            part = self._folder / f"{task}.part"
+            part.write_bytes(msgspec.json.encode(state))
+            part.rename(self._folder / f"{task}.json")
+
+    def _serve(self, stream: socketserver.StreamRequestHandler) -> None:
+        shown: View | None = None
+        for line in stream.rfile:
+            try:
+                request = json.loads(line)
+                task, fact = str(request["task"]), decode_fact(request["fact"])
+                if task not in self._tasks:
+                    return
+            except (ValueError, KeyError, TypeError, InvalidInput):
+                return  # not one of ours
+            now = self._decide(task, fact)
+            if request.get("wait") and shown is not None and same_view(now, shown):
+                now = self._news(task, shown)
+            shown = now
+            try:
+                stream.wfile.write(msgspec.json.encode(now) + b"\n")
+            except OSError:
+                return  # the site left
+
+    def _news(self, task: str, shown: View) -> View:
+        """The view once it differs from what was shown, or after a while."""
+        with self._changed:
+            self._changed.wait_for(lambda: not same_view(view(self._tasks[task]), shown), NEWS_S)
+            return view(self._tasks[task])
