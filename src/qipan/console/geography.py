@@ -86,7 +86,7 @@ def world(
     def y_of(latitude: float) -> float:
         return round(MARGIN + (north - latitude) * scale, 1)
 
-    step = next((step for step in STEPS if max(east - west, north - south) / step <= 6), STEPS[-1])
+    step = next((step for step in STEPS if max(east - west, north - south) / step <= 10), STEPS[-1])
     most = max(sum(pool["devices"] for pool in board["pools"]) for board in placed) or 1
     hubs, movers = [], []
     for board in placed:
@@ -162,3 +162,8 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
 
 def _degrees(low: float, high: float, step: int) -> list[int]:
     return list(range(math.ceil(low / step) * step, math.floor(high) + 1, step))
+
+
+def _name(degree: int, step: int, sides: str) -> str:
+    """Every second line has a name."""
+    return "" if degree // step % 2 else f"{abs(degree)}°{sides[degree < 0]}"
