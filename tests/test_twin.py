@@ -1,5 +1,7 @@
 """The real controllers on a manual clock: invariants under lost, late and repeated messages, crashes and kills."""
 
+from dataclasses import replace
+
 import pytest
 
 from qipan.clock import named_random
@@ -19,7 +21,7 @@ from qipan.twin import (
     kill_task,
     restore,
 )
-from worlds import FAST, SLOW, TARIFF, nation, order, random_orders
+from worlds import FAST, SLOW, TARIFF, curve, nation, order, random_orders
 
 BOARDS = ["cn", "east", "west", "dc1", "dc2", "dc3"]
 
@@ -115,6 +117,47 @@ def test_a_cut_off_child_keeps_working_until_its_lease_ends_and_nothing_runs_twi
     assert world.tree.root.state.over == {TaskId("a"): "done"}
     assert len(lives) == 2, lives
     assert lives[0][5] <= lives[1][4], "the second began after the first had ended"
+
+
+def run_cuts(seed: int) -> World:
+    """Links are cut, both ways or one way, for up to five leases, while thirty tasks of up to 20 minutes run; whoever
+    is silent for a lease and the margin has its tasks placed anew, so nothing may run on there."""
+    rng = named_random(seed, "cuts")
+    world = build_world(
+        nation(), seed=seed, settings=Settings(lease_s=60, margin_s=10), faults=Faults(delay=0.1)
+    )
+    world.after_step.append(check_world)
+    orders = [
+        replace(task, on_partition="restart", curve=curve(rng.choice([60.0, 1200.0]), (1, 2)))
+        for task in random_orders(named_random(seed, "orders"), 30, 300.0)
+    ]
+    ends = sorted(world.tree.carriers)
+    for i in range(6):
+        end, at_s, lose = rng.choice(ends), rng.uniform(20, 1500), rng.random() < 0.5
+
+        def act(world: World, on: bool, end=end, lose=lose) -> None:
+            carrier = world.tree.carriers[end]
+            carrier.lose, carrier.cut = (float(on), carrier.cut) if lose else (carrier.lose, on)
+
+        world.happenings.append(Happening(at_s, f"cut {i}", lambda world, act=act: act(world, True)))
+        healed_s = at_s + rng.choice([5.0, 40.0, 90.0, 300.0])
+        world.happenings.append(Happening(healed_s, f"heal {i}", lambda world, act=act: act(world, False)))
+    world.happenings += arrivals(orders)
+    try:
+        world.run(until_s=80_000)
+        check_end(world, {order.task_id for order in orders})
+        assert world.all_over()
+        assert set(world.tree.root.state.over.values()) == {"done"}
+    except BaseException as error:
+        error.add_note(f"seed {seed}: repeat with `pytest tests/test_twin.py -k 'cuts and {seed}'`")
+        raise
+    return world
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(12))
+def test_cuts_never_make_a_task_run_twice(seed):
+    run_cuts(seed)
 
 
 def run_loss(seed: int) -> World:

@@ -106,6 +106,11 @@ class Controller:
         """Take a fact from people; it is durable after the next `step`."""
         self._inbox.append(fact)
 
+    def attach(self, engine: Engine) -> None:
+        """An engine joins while the board runs; it is asked what it holds first."""
+        self.engines = dict(sorted({**self.engines, engine.engine: engine}.items()))
+        self.accept(EngineAttached(engine.engine))
+
     def step(self) -> bool:
         """Gather, decide, store, send.  Returns whether there was anything to decide on."""
         moment = Moment(self.clock.now_s(), self.clock.lease_s())

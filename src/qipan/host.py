@@ -6,6 +6,7 @@ import hmac
 import secrets
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import msgspec
 
 from qipan.catalogue import load_catalogue
+from qipan.channel import Carrier
 from qipan.clock import SystemClock
 from qipan.controller import fact_of, verify
 from qipan.curves import Curve
@@ -60,8 +62,15 @@ class Host:
     """Every method may be called from any thread."""
 
     def __init__(
-        self, site: Site, folder: Path, database: str | None = None, keep_s: float | None = None
+        self,
+        site: Site,
+        folder: Path,
+        database: str | None = None,
+        keep_s: float | None = None,
+        outer: Carrier | None = None,
+        joined: Mapping[BoardId, Carrier] | None = None,
     ) -> None:
+        """`outer` leads to a parent, `joined` to children of the top board, in other processes."""
         self.site = site
         self.folder = folder
         folder.mkdir(parents=True, exist_ok=True)
@@ -86,6 +95,8 @@ class Host:
             make_store=self.stores.__getitem__,
             settings=Settings(lease_s=site.lease_s),
             make_books=lambda: Books(self.tariff),
+            outer=outer,
+            joined=joined,
         )
         for tenant in site.tenants:
             opening = move(
@@ -339,13 +350,16 @@ class Host:
     def logs(self, task_id: str, after: int = 0) -> dict[str, Any]:
         """What the task's attempts printed, from character `after` of all attempts joined."""
         self.task(task_id)
+        joined = self._log_text(task_id)
+        return {"text": joined[after:], "next": len(joined)}
+
+    def _log_text(self, task_id: str) -> str:
         texts = []
         for path in self._attempts(task_id):
             log = path / "log.txt"
             body = log.read_text(errors="replace") if log.exists() else ""
             texts.append(f"--- attempt {path.name.rsplit('-', 1)[1]} ---\n{body}")
-        joined = "".join(texts)
-        return {"text": joined[after:], "next": len(joined)}
+        return "".join(texts)
 
     def _attempts(self, task_id: str) -> list[Path]:
         found = [
@@ -388,12 +402,16 @@ class Host:
     def bill(self, task_id: str) -> Receipt:
         """The receipt of a task that is over, or of its ended attempts so far."""
         view = self.task(task_id)
-        usages: dict[int, Usage] = {}
+        usages: dict[tuple[int, str], Usage] = {}
         lost_s = 0.0
         for fact in self.exits(task_id):
-            if fact.attempt not in usages and fact.outcome in ("lost", "failed", "cancelled"):
+            if (fact.attempt, fact.usage.board) not in usages and fact.outcome in (
+                "lost",
+                "failed",
+                "cancelled",
+            ):
                 lost_s += max(0.0, fact.done_s - fact.saved_s)
-            usages[fact.attempt] = fact.usage
+            usages[fact.attempt, fact.usage.board] = fact.usage
         return make_receipt(
             TaskId(task_id), view.tenant, usages.values(), self.tariff.of, view.state, lost_s, self._sign
         )

@@ -1,7 +1,7 @@
 """A tree of boards in one process: controllers joined by channels.  What stands at the leaves, which store and
 which clock is handed in, so the host and the twin build the very same tree."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from qipan.channel import Carrier, carrier_pair
@@ -30,6 +30,10 @@ class Tree:
     make_books: Callable[[], Bookkeeper] | None = None
     carriers: dict[tuple[BoardId, BoardId], Carrier] = field(default_factory=dict)
     controllers: dict[BoardId, Controller] = field(default_factory=dict)
+    outer: Carrier | None = None  # to a parent in another process
+    joined: dict[BoardId, Carrier] = field(
+        default_factory=dict
+    )  # children in other processes, below the root
 
     @property
     def root(self) -> Controller:
@@ -52,9 +56,21 @@ class Tree:
         for child in spec.children:
             name = EngineId(child.board)
             engines[name] = BoardEngine(name, self.carriers[board, child.board], incarnation)
-        link = ParentLink(self.carriers[board, parent], incarnation) if parent is not None else None
-        books = self.make_books() if parent is None and self.make_books else None
+        upward = self.carriers[board, parent] if parent is not None else None
+        if board == self.spec.board:
+            upward = self.outer
+            for joined, carrier in self.joined.items():
+                name = EngineId(joined)
+                engines[name] = BoardEngine(name, carrier, incarnation)
+        link = ParentLink(upward, incarnation) if upward is not None else None
+        books = self.make_books() if link is None and self.make_books else None
         self.controllers[board] = Controller(board, store, self.clock, engines, link, self.settings, books)
+
+    def join(self, board: BoardId, carrier: Carrier) -> None:
+        """A child in another process joined the root while it runs."""
+        self.joined[board] = carrier
+        incarnation = int(self.stores[self.spec.board].get("incarnation") or "1")
+        self.root.attach(BoardEngine(EngineId(board), carrier, incarnation))
 
 
 def next_incarnation(store: Store, clock: Clock) -> int:
@@ -73,6 +89,8 @@ def build_tree(
     settings: Settings,
     make_books: Callable[[], Bookkeeper] | None = None,
     wrap: WrapCarrier = lambda _source, _target, carrier: carrier,
+    outer: Carrier | None = None,
+    joined: Mapping[BoardId, Carrier] | None = None,
 ) -> Tree:
     boards = spec.walk()
     tree = Tree(
@@ -82,6 +100,8 @@ def build_tree(
         {board.board: make_store(board.board) for board in boards},
         {board.board: make_engine(board) for board in boards if board.pools},
         make_books,
+        outer=outer,
+        joined=dict(joined or {}),
     )
     for board in boards:
         for child in board.children:

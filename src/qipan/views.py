@@ -8,6 +8,7 @@ import msgspec
 
 from qipan.controller import fact_of
 from qipan.events import TaskExited, TaskProgress, TaskSubmitted
+from qipan.hardware import BoardId
 from qipan.host import Host
 from qipan.leases import AskStep, TaskId, Usage
 from qipan.ledger import make_receipt
@@ -127,7 +128,7 @@ class Useful:
         ):
             known.after = fact_id
             known.take(fact_of(body))
-        if not known.progress:
+        if not known.progress or self._host.store.submission(task_id) is None:
             return None
         plan = self._host.submitted_plan(task_id)
         rates = {point.point_id: point.rate for point in plan.curve.points} if plan.curve else {}
@@ -174,7 +175,7 @@ def boards(host: Host, sees: Sees, useful: Useful | None = None) -> list[BoardVi
         useful.forget(host.tree.root.state.tasks)
         views = []
         for spec in host.site.root.walk():
-            state = host.tree.controllers[spec.board].state
+            state = _state_at(host, spec.board)
             pools = []
             for pool in spec.pools:
                 holders = _holders(state, pool.chip_class, sees)
@@ -197,6 +198,18 @@ def boards(host: Host, sees: Sees, useful: Useful | None = None) -> list[BoardVi
                 )
             )  # fmt: skip
         return views
+
+
+def _state_at(host: Host, board: BoardId) -> State:
+    """A board's state; of one in another process, the live tasks that are known here to run there."""
+    here = host.tree.controllers.get(board)
+    if here is not None:
+        return here.state
+    there = State(board)
+    for task_id, task in host.tree.root.state.tasks.items():
+        if task.place.split("/")[-2:-1] == [board]:
+            there.tasks[task_id] = task
+    return there
 
 
 def _holders(state: State, chip_class: str, sees: Sees) -> tuple[Holder, ...]:
@@ -249,6 +262,7 @@ def prices(host: Host) -> list[Price]:
                 offer.tariff_micro_cny_per_device_hour, offer.asks,
             )
             for spec in host.site.root.walk()
+            if spec.board in host.tree.controllers
             for offer in asks_of(host.tree.controllers[spec.board].state, moment)
         ]  # fmt: skip
 
@@ -285,8 +299,8 @@ def _bound(board: str, after: After | None) -> tuple[float, int]:
 
 def cost(host: Host, task_id: str) -> Cost:
     view = host.task(task_id)
-    usages: dict[int, Usage] = {fact.attempt: fact.usage for _, fact in host.progress(task_id)}
-    usages |= {fact.attempt: fact.usage for fact in host.exits(task_id)}
+    usages = {(fact.attempt, fact.usage.board): fact.usage for _, fact in host.progress(task_id)}
+    usages |= {(fact.attempt, fact.usage.board): fact.usage for fact in host.exits(task_id)}
     so_far = make_receipt(
         TaskId(task_id), view.tenant, usages.values(), host.tariff.of, view.state, 0.0, lambda _body: ""
     )

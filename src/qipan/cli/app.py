@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from qipan.cli.chips import app as chips
+from qipan.cli.grid import board, grid
 from qipan.cli.market import app as market
 from qipan.cli.store import backup, restore
 from qipan.errors import InvalidInput, NotFound, QipanError
@@ -25,6 +26,8 @@ app = typer.Typer(
 
 app.add_typer(market, name="market")
 app.add_typer(chips, name="chips")
+app.add_typer(board, name="board")
+app.add_typer(grid, name="grid")
 app.command()(backup)
 app.command()(restore)
 
@@ -273,18 +276,6 @@ def bill(task: str, json_: Json = False, store: StoreDir = None) -> None:
         out(answer)
     else:
         tables.print_receipt(answer["receipt"], answer["charged_micro_cny"])
-
-
-@app.command()
-def board(json_: Json = False, store: StoreDir = None) -> None:
-    """The tree of boards with its pools."""
-    from qipan.cli import tables
-
-    boards = client(store).call("GET", "/boards")["boards"]
-    if json_:
-        out({"boards": boards})
-    else:
-        tables.print_boards(boards)
 
 
 @app.command()

@@ -6,6 +6,7 @@ import secrets
 import signal
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 
@@ -23,7 +24,12 @@ class Running:
     """A host with its loop and its server, started and ended together."""
 
     def __init__(
-        self, site: Site, folder: Path, database: str | None = None, keep_s: float | None = None
+        self,
+        site: Site,
+        folder: Path,
+        database: str | None = None,
+        keep_s: float | None = None,
+        make_host: "Callable[[Site, Path, str | None, float | None], Host]" = Host,
     ) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         self.folder = folder
@@ -32,7 +38,7 @@ class Running:
         if not token.exists():
             token.touch(0o600)
             token.write_text(secrets.token_urlsafe(32))
-        self.host = Host(site, folder, database, keep_s)
+        self.host = make_host(site, folder, database, keep_s)
         self.server = Server(self.host, socket_path(folder), token.read_text().strip())
         self._loop = threading.Thread(target=self.host.run, daemon=True)
 

@@ -411,7 +411,11 @@ class LeafEngine:
         spec = {
             "command": self._launcher.command(hold, launch.task.run),
             "env": self._environment(held, launch, point, folder, ranks),
-            "cwd": launch.task.workdir if own else "",
+            "cwd": launch.task.workdir
+            if own and Path(launch.task.workdir).is_dir()
+            else str(folder)
+            if own
+            else "",
             "group": group,
             "shares": shares,
             "grace_s": STOP_GRACE_S,

@@ -106,6 +106,7 @@ class SimulatedEngine:
         self._generation: dict[TaskId, tuple[int, int]] = {}
         self._checkpoints: dict[TaskId, float] = {}
         self._over: dict[TaskId, str] = {}
+        self._attempts: dict[TaskId, int] = {}
         self.finished: list[TaskId] = []
         #: every attempt that ran: (task, attempt, chip class, devices, start, end)
         self.lifetimes: list[tuple[TaskId, int, ChipClassId, int, float, float]] = []
@@ -142,7 +143,8 @@ class SimulatedEngine:
         if held is not None:
             assert len(command.points) == 1, "a leaf engine is always given exactly one point"
             held.generation = command.generation
-            self._begin(held, command.points[0], command.attempt, held.order.saved_s)
+            before = self._attempts.get(command.task_id, 0)  # a restored or cut-off board may count lower
+            self._begin(held, command.points[0], max(command.attempt, before + 1), held.order.saved_s)
 
     def resize(self, command: Resize) -> None:
         if not self._newer(command.task_id, command.term, command.generation):
@@ -283,6 +285,7 @@ class SimulatedEngine:
     def _begin(self, held: _Held, point: Point, attempt: int, base_s: float) -> None:
         now_s = self._clock.now_s()
         held.point, held.attempt, held.started_s = point, attempt, now_s
+        self._attempts[held.order.task_id] = attempt
         held.needs = point.needs
         held.base_s = max(base_s, self._checkpoints.get(held.order.task_id, 0.0))
         held.ready_s = now_s + point.start_s * max(0.2, self._rng.gauss(1.0, self._behaviour.start_spread))

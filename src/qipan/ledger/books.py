@@ -205,7 +205,8 @@ class Books:
         return (move(f"hold/{task_id}", task_id, f"tenant/{tenant}", f"hold/{task_id}", hold_micro_cny),)
 
     def _charge(self, usage: Usage) -> Sequence[Transfer]:
-        key = f"charge/{usage.task_id}/{usage.attempt}"
+        # Two boards parted by a cut may both count an attempt with the same number: each ran and is paid.
+        key = f"charge/{usage.task_id}/{usage.attempt}/{usage.board}"
         if key in self._state.charged or usage.task_id not in self._state.tenant:
             return ()
         self._state.charged.add(key)

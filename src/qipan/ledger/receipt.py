@@ -34,7 +34,7 @@ def make_receipt(
     """One line per attempt; the cost is the sum of the lines.  `tariff_of` gives (micro-CNY per device-hour,
     version); `sign` signs the canonical JSON of everything else."""
     lines = []
-    for usage in sorted(usages, key=lambda usage: usage.attempt):
+    for usage in sorted(usages, key=lambda usage: (usage.attempt, usage.started_s, usage.board)):
         tariff, version = tariff_of(usage)
         lines.append(ReceiptLine(usage, version, tariff, cost_micro_cny(usage, tariff)))
     total = sum(line.cost_micro_cny for line in lines)

@@ -82,9 +82,7 @@ def absorb(state: State, fact: Fact, draft: Draft) -> None:
         case EngineOffered():
             _offered(state, fact, draft)
         case EngineLost():
-            if fact.engine in state.engines:
-                state.engines[fact.engine] = replace(state.engines[fact.engine], lost=True)
-                draft.anew = True
+            _engine_lost(state, fact, draft)
         case RenewalAsked():
             _renewal_asked(state, fact, draft)
         case CapacityChanged():
@@ -298,6 +296,22 @@ def _offered(state: State, fact: EngineOffered, draft: Draft) -> None:
             state.tasks[task_id] = replace(task, refused=kept)
 
 
+def _engine_lost(state: State, fact: EngineLost, draft: Draft) -> None:
+    """Nothing more is asked of it.  What was only asked and not answered is asked of another: without this board's
+    Start nothing runs there.  What runs there is a matter of its lease."""
+    if fact.engine in state.engines:
+        state.engines[fact.engine] = replace(state.engines[fact.engine], lost=True)
+        draft.anew = True
+    again_s = draft.moment.now_s + state.settings.retry_s
+    for task in list(state.tasks.values()):
+        if task.engine == fact.engine and task.phase is Phase.RESERVING:
+            draft.because(
+                task.task_id, "refused", f"{fact.engine} does not answer: {fact.why}", engine=fact.engine
+            )
+            refused = (*task.refused, (fact.engine, again_s))
+            state.tasks[task.task_id] = replace(to_queue(task, draft), refused=refused, why_waiting=fact.why)
+
+
 def _capacity(state: State, fact: CapacityChanged, draft: Draft) -> None:
     draft.chips.add(fact.chip_class)
     engine = state.engines.get(fact.engine)
@@ -426,6 +440,7 @@ def _progress(state: State, fact: TaskProgress, draft: Draft) -> None:
 def _exited(state: State, fact: TaskExited, draft: Draft) -> None:
     task = _reported(state, fact.task_id, fact.engine, fact.lease_id)
     if task is None:
+        _exited_elsewhere(state, fact, draft)
         return
     lost_s = max(0.0, task.done_s - fact.saved_s) if fact.outcome in ("lost", "failed", "cancelled") else 0.0
     losses = (
@@ -480,6 +495,17 @@ def _exited(state: State, fact: TaskExited, draft: Draft) -> None:
         again_s = draft.moment.now_s + state.settings.retry_s
         refused = task.refused if fact.outcome == "lost" else (*task.refused, (fact.engine, again_s))
         state.tasks[task.task_id] = replace(to_queue(task, draft), refused=refused, why_waiting=fact.why)
+
+
+def _exited_elsewhere(state: State, fact: TaskExited, draft: Draft) -> None:
+    """An attempt under a lease that was given up here ended, and its board was silent until now.  What it used is
+    paid for, so the word goes up; and if it finished the task, which only waits here, the task is over."""
+    task = state.tasks.get(fact.task_id)
+    if not state.top:
+        draft.reports.append(replace(fact, engine=EngineId(state.board)))
+    if fact.outcome == "done" and task is not None and task.phase is Phase.QUEUED and task.parent is None:
+        draft.because(fact.task_id, "found", f"{fact.engine} had finished it before it fell silent")
+        end(state, task, "done", draft)
 
 
 def _say_lost(task: TaskState, fact: TaskExited, lost_s: float, draft: Draft) -> None:

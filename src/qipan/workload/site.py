@@ -34,7 +34,7 @@ class Site:
         return [pool for board in self.root.walk() for pool in board.pools]
 
 
-def load_site(path: str | Path) -> Site:
+def load_site(path: str | Path, *, pools_needed: bool = True) -> Site:
     """Read and check a site file.  Raises NotFound, InvalidInput."""
     path = Path(path)
     if not path.is_file():
@@ -48,7 +48,7 @@ def load_site(path: str | Path) -> Site:
     top = read_yaml(text, str(path)).fields(("site",))
     if "site" not in top:
         raise InvalidInput("has no `site:`", str(path))
-    return parse_site(top["site"])
+    return parse_site(top["site"], pools_needed=pools_needed)
 
 
 def this_machine(cores: int | None = None) -> Site:
@@ -60,7 +60,7 @@ def this_machine(cores: int | None = None) -> Site:
     return Site(BoardSpec(BoardId("here"), pools=(pool,)), tenants=(Tenant("me", 1_000_000_000),))
 
 
-def parse_site(value: Value) -> Site:
+def parse_site(value: Value, *, pools_needed: bool = True) -> Site:
     fields = value.fields(("board", "links", "tenants", "tariff_version", "lease"))
     if "board" not in fields:
         raise value.error("needs `board`, the top of the tree")
@@ -83,7 +83,7 @@ def parse_site(value: Value) -> Site:
         raise fields["tenants"].error(f"a tenant stands twice among {', '.join(tenants)}; keep one of each")
     if site.lease_s <= 0:
         raise fields["lease"].error("must be longer than nothing, such as 60s")
-    if not site.pools():
+    if pools_needed and not site.pools():
         raise fields["board"].error("has no pool anywhere; give at least one board `pools`")
     return site
 

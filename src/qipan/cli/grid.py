@@ -1,0 +1,277 @@
+"""`qipan grid` makes a grid and joins boards to it; `qipan board` shows the boards and serves one."""
+
+import json
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from qipan.errors import InvalidInput, NotFound, Unreachable
+
+if TYPE_CHECKING:
+    from qipan.workload.site import Site
+
+grid = typer.Typer(no_args_is_help=True, help="Connect boards on several hosts to one grid (算力并网).")
+board = typer.Typer(help="The tree of boards; serve one.")
+
+Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+StoreDir = Annotated[Optional[Path], typer.Option("--store", help="The folder of the board's store.")]  # noqa: UP045
+SiteFile = Annotated[Optional[Path], typer.Option("--site", help="The site file with this board's pools.")]  # noqa: UP045
+
+
+def folder_of(store: Path | None) -> Path:
+    from qipan.client import default_store
+
+    return store or default_store()
+
+
+def tell(value: dict[str, Any], json_: bool, text: str) -> None:
+    print(json.dumps(value, ensure_ascii=False) if json_ else text, flush=True)
+
+
+@grid.command()
+def init(
+    name: str = "grid",
+    url: Annotated[str, typer.Option(help="Where other hosts reach this board.")] = "grid://127.0.0.1:8443",
+    store: StoreDir = None,
+    json_: Json = False,
+) -> None:
+    """Make a new grid with this board at its top."""
+    from qipan.channel.network import address_of
+    from qipan.identity import Wallet
+
+    folder = folder_of(store)
+    address_of(url)
+    if (folder / "identity").exists():
+        raise InvalidInput(f"{folder} belongs to a grid already; name another --store")
+    folder.mkdir(parents=True, exist_ok=True)
+    Wallet.found(folder / "identity", name, time.time)
+    (folder / "identity" / "url").write_text(url)
+    told = {"board": name, "store": str(folder), "url": url}
+    tell(
+        told, json_, f"qipan: grid {name} made in {folder}; serve it with: qipan board serve --store {folder}"
+    )
+
+
+@grid.command()
+def invite(
+    name: Annotated[str, typer.Argument(help="The name that the board will have, such as dc1.")],
+    provider: Annotated[str, typer.Option(help="Whose board it is; leave out for your own.")] = "",
+    url: Annotated[str, typer.Option(help="Where it reaches this board (default: as at `init`).")] = "",
+    may_invite: Annotated[bool, typer.Option("--may-invite", help="It may have boards below it.")] = False,
+    hours: Annotated[float, typer.Option(min=0.001, max=24 * 30, help="How long the token is good.")] = 24.0,
+    store: StoreDir = None,
+    json_: Json = False,
+) -> None:
+    """A token with which one board joins below this one, once."""
+    from qipan.identity import Wallet
+
+    folder = folder_of(store)
+    wallet = Wallet(folder / "identity", time.time)
+    at = folder / "identity" / "url"
+    url = url or (at.read_text() if at.exists() else "")
+    if not url:
+        raise InvalidInput("name the address where the new board reaches this one: --url grid://host:8443")
+    token = wallet.invite(name, provider, url, may_invite=may_invite, life_s=hours * 3600)
+    tell({"board": name, "place": token.place, "token": token.encode()}, json_, token.encode())
+
+
+@grid.command(name="join")
+def join_(
+    token: Annotated[str, typer.Argument(help="What `qipan grid invite` printed, or a file that holds it.")],
+    url: Annotated[str, typer.Option(help="Where boards below will reach this one, if it has any.")] = "",
+    store: StoreDir = None,
+    json_: Json = False,
+) -> None:
+    """Become the invited board: keys are made here and signed by the inviting board, which must be served."""
+    from qipan.grid import join
+    from qipan.identity import Token
+
+    text = Path(token).read_text() if len(token) < 200 and Path(token).is_file() else token
+    folder = folder_of(store)
+    wallet = join(folder, Token.decode(text))
+    if url:
+        (folder / "identity" / "url").write_text(url)
+    place = "/".join(wallet.place)
+    told = {"place": place, "parent": wallet.kept.parent, "store": str(folder)}
+    tell(told, json_, f"qipan: joined as {place}; serve it with: qipan board serve --store {folder}")
+
+
+@grid.command()
+def leave(
+    name: Annotated[str, typer.Argument(help='The board that is to leave; "" for this one.')] = "",
+    store: StoreDir = None,
+    json_: Json = False,
+) -> None:
+    """Take a board below out of the grid: its certificates are refused from now on."""
+    from qipan.identity import Wallet
+
+    folder = folder_of(store)
+    wallet = Wallet(folder / "identity", time.time)
+    if name:
+        wallet.revoke(name)
+    else:
+        leave_above(folder, wallet)
+    tell({"left": name or wallet.place[-1]}, json_, f"qipan: {name or wallet.place[-1]} left the grid")
+
+
+def leave_above(folder: Path, wallet: Any) -> None:
+    """Tell the parent, then forget the identity.  The board must not be served meanwhile."""
+    from qipan.channel.network import Network
+    from qipan.grid import expects
+
+    if not wallet.kept.parent:
+        raise InvalidInput(f"{wallet.place[0]} is the top of its grid; it cannot leave itself")
+    network = Network()
+    carrier = network.carrier()
+    hello = {"board": wallet.place[-1], "spec": json.dumps({"board": wallet.place[-1]}).encode()}
+    dialer = network.dial(
+        wallet.kept.parent,
+        wallet.client_context,
+        expects(wallet.place[:-1]),
+        lambda: hello,
+        carrier,
+        lambda *_: None,
+    )
+    end_s = time.monotonic() + 10
+    while not carrier.connected and time.monotonic() < end_s:
+        time.sleep(0.05)
+    if not carrier.connected:
+        raise Unreachable(f"{wallet.kept.parent} does not answer ({dialer.last_refusal or 'no connection'})")
+    carrier.ask("leave", None)
+    dialer.end()
+    network.close()
+    (folder / "identity").rename(folder / f"identity-left-{int(time.time())}")
+
+
+@grid.command()
+def members(store: StoreDir = None, json_: Json = False) -> None:
+    """The boards that joined below this one, and the tokens not used yet."""
+    from qipan.identity import Wallet
+
+    kept = Wallet(folder_of(store) / "identity", time.time).kept
+    rows = [
+        {
+            "board": "/".join(member.place),
+            "provider": member.provider,
+            "state": "taken out" if member.revoked else "member",
+        }
+        for member in kept.members
+    ]
+    rows += [
+        {"board": "/".join(invite.place), "provider": invite.provider, "state": "invited"}
+        for invite in kept.invites
+        if invite.used_s is None and invite.until_s > time.time()
+    ]
+    if json_:
+        print(json.dumps({"members": rows}))
+        return
+    for row in rows:
+        print(f"{row['board']:30} {row['provider'] or '-':16} {row['state']}")
+
+
+@board.callback(invoke_without_command=True)
+def show(context: typer.Context, json_: Json = False, store: StoreDir = None) -> None:
+    """The tree of boards with its pools."""
+    if context.invoked_subcommand is not None:
+        return
+    from qipan.cli import tables
+    from qipan.client import Client
+
+    boards = Client(folder_of(store)).call("GET", "/boards")["boards"]
+    if json_:
+        print(json.dumps({"boards": boards}, ensure_ascii=False))
+    else:
+        tables.print_boards(boards)
+
+
+@board.command()
+def serve(
+    name: Annotated[str, typer.Option(help="The board's name; must be the one it joined as.")] = "",
+    parent: Annotated[str, typer.Option(help="The parent's address (default: as in the token).")] = "",
+    listen: Annotated[
+        str, typer.Option(help="HOST:PORT for boards below (default: the port of its own address).")
+    ] = "",
+    site: SiteFile = None,
+    store: StoreDir = None,
+    database: Annotated[
+        str | None, typer.Option(envvar="QIPAN_DATABASE", help="PostgreSQL, else SQLite.")
+    ] = None,
+    probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Measure the pools' chips first.")] = True,
+    json_: Json = False,
+) -> None:
+    """Serve one board of a grid until Ctrl-C; its running tasks go on and are found again by the next start."""
+    from qipan.cli.run import Running
+    from qipan.grid import GridHost
+    from qipan.identity import Wallet
+
+    folder = folder_of(store)
+    wallet = Wallet(folder / "identity", time.time)
+    if name and name != wallet.place[-1]:
+        raise InvalidInput(f"{folder} is the board {wallet.place[-1]}, not {name}")
+    running = Running(own_site(wallet.place[-1], site, probe, json_), folder, database, None, GridHost)
+    host = running.host
+    assert isinstance(host, GridHost)
+    port = 0
+    if (folder / "identity" / "authority.key").exists():
+        port = listen_at(host, folder, listen)
+    host.dial(parent)
+    running.start()
+    place = "/".join(wallet.place)
+    told = {"event": "serving", "board": place, "store": str(folder), "port": port or None}
+    below = f", boards below connect to port {port}" if port else ""
+    tell(told, json_, f"qipan: board {place} is served from {folder}{below}")
+    ended = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda _number, _frame: ended.set())
+    ended.wait()
+    running.end(park=False)
+    print("qipan: stopped; what runs goes on under its supervisors", file=sys.stderr, flush=True)
+    raise typer.Exit(130)
+
+
+def listen_at(host: Any, folder: Path, listen: str) -> int:
+    from qipan.channel.network import address_of
+
+    at = folder / "identity" / "url"
+    if listen:
+        address, _, port = listen.rpartition(":")
+        if not port.isdigit():
+            raise InvalidInput(f"{listen[:60]!r} is no HOST:PORT to listen at, such as 0.0.0.0:8443")
+        return int(host.listen(address or "0.0.0.0", int(port)))
+    if not at.exists():
+        return 0
+    return int(host.listen("0.0.0.0", address_of(at.read_text())[1]))
+
+
+def own_site(name: str, path: Path | None, probe: bool, quiet: bool) -> "Site":
+    """The part of a site file that is this board's own: its pools, without the children, which have processes of
+    their own.  Without a file: no pools for a board that may have children, else this machine."""
+    from dataclasses import replace
+
+    from qipan.cli.app import probed, site_of
+    from qipan.hardware import BoardId, PoolId
+    from qipan.workload.site import load_site, this_machine
+
+    if path is None and not Path("qipan.yaml").exists():
+        machine = this_machine()
+        pools = tuple(
+            replace(pool, site=BoardId(name), pool_id=PoolId(f"{name}/{pool.chip_class}"))
+            for pool in machine.root.pools
+        )
+        found = replace(machine, root=replace(machine.root, board=BoardId(name), pools=pools))
+    else:
+        found = load_site(path, pools_needed=False) if path is not None else site_of(None)
+        own = next((spec for spec in found.root.walk() if spec.board == name), None)
+        if own is None:
+            names = ", ".join(spec.board for spec in found.root.walk())
+            raise NotFound(f"the site file has no board {name!r}; it has: {names}")
+        found = replace(found, root=replace(own, children=()), links=())
+    if not probe or not found.root.pools:
+        return found
+    measured: Site = probed(found, quiet=quiet)
+    return measured

@@ -1,0 +1,472 @@
+"""One board in a process of its own: a `Host` whose parent and children are in other processes, on other hosts.
+
+Facts and commands go over `channel`; beside them boards ask each other what people want to know (logs, why), and a
+task submitted here is handed to the parent, which holds the money and places it anywhere, here too.
+"""
+
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from qipan.channel.network import Admitted, Dialer, Network, NetworkCarrier, ask_once
+from qipan.controller import fact_of
+from qipan.errors import InvalidInput, NotAllowed, QipanError, Unreachable
+from qipan.events import EngineAttached, EngineLost, TaskExited, TaskProgress, TaskStarted, decode, encode
+from qipan.hardware import BoardId, BoardSpec
+from qipan.host import LOOP_S, Host, TaskView
+from qipan.identity import Peer, Token, Unknown, Wallet, peer_of
+from qipan.identity.wallet import joining_context
+from qipan.leases import EngineId, Receipt
+from qipan.planner import Plan
+from qipan.workload import Task
+from qipan.workload.site import Site
+
+log = logging.getLogger("qipan.grid")
+
+IDLE_S = 0.5  # a board without engines of its own looks at its leases at least so often
+REFUSED_BYTES_MAX = 1 << 20
+
+
+def join(folder: Path, token: Token) -> Wallet:
+    """Become the board that the token names.  Raises Unreachable, QipanError with the inviting board's words."""
+    if (folder / "identity").exists():
+        raise InvalidInput(
+            f"{folder} belongs to a grid already; name another --store, or `qipan grid leave` first"
+        )
+    folder.mkdir(parents=True, exist_ok=True)
+
+    def ask(token: Token, request: bytes, authority_request: bytes) -> tuple[bytes, bytes]:
+        hello = {
+            "secret": token.secret, "place": token.place, "provider": token.provider, "request": request,
+            "authority_request": authority_request,
+        }  # fmt: skip
+        answer = ask_once(token.url, joining_context(token), expects(inviting(token)), hello)
+        return answer["chain"], answer["authority"]
+
+    return Wallet.join(folder / "identity", token, ask, time.time)
+
+
+def inviting(token: Token) -> tuple[str, ...]:
+    return token.place[:-1] if token.role == "board" else token.place
+
+
+def expects(place: tuple[str, ...]) -> Callable[[bytes], None]:
+    """A check that the other side is the board at `place`."""
+
+    def check(certificate: bytes) -> None:
+        peer = peer_of(certificate)
+        if peer.place != place:
+            raise Unknown(f"expected the board {'/'.join(place)}, found {'/'.join(peer.place)}")
+
+    return check
+
+
+@dataclass(slots=True)
+class Child:
+    """A board that joined below: its link, what it said it has, and whether it is silent now."""
+
+    carrier: NetworkCarrier
+    spec: BoardSpec | None = None
+    attached: bool = False
+    lost: bool = False
+
+
+class GridHost(Host):
+    def __init__(
+        self, site: Site, folder: Path, database: str | None = None, keep_s: float | None = None
+    ) -> None:
+        self.wallet = Wallet(folder / "identity", time.time)
+        self.children: dict[BoardId, Child] = {}
+        self._folder = folder
+        self._news = threading.Event()
+        self._arrivals: list[tuple[BoardId, BoardSpec]] = []
+        self._door = threading.Lock()
+        self.network = Network(self._refused)
+        self._up = self.network.carrier(self._news.set) if self.wallet.kept.parent else None
+        self._own = site.root
+        for member in self.wallet.kept.members:
+            if not member.revoked and member.role == "board":
+                name = BoardId(member.place[-1])
+                self.children[name] = Child(
+                    self.network.carrier(self._news.set), self._kept_spec(name), attached=True
+                )
+        joined = {name: child.carrier for name, child in self.children.items()}
+        super().__init__(site, folder, database, keep_s, outer=self._up, joined=joined)
+        self._compose()
+        self._dialer: Dialer | None = None
+        self._looked_s = 0.0
+        self._renewing = False
+
+    # ---- links ---------------------------------------------------------------------------------------------------------
+
+    def listen(self, host: str, port: int) -> int:
+        return self.network.listen(host, port, self.wallet.server_context, self._admit)
+
+    def dial(self, url: str = "") -> None:
+        """Connect to the parent, if there is one, and stay connected."""
+        if self._up is not None:
+            self._dialer = self.network.dial(
+                url or self.wallet.kept.parent, self.wallet.client_context, expects(self.wallet.place[:-1]),
+                self._hello, self._up, self._answer_parent,
+            )  # fmt: skip
+
+    @property
+    def connected(self) -> bool:
+        return self._up is None or self._up.connected
+
+    def _hello(self) -> dict[str, Any]:
+        return {"board": self.site.root.board, "spec": msgspec.json.encode(self.site.root)}
+
+    def _admit(self, certificate: bytes | None, path: str, hello: Any) -> Admitted:
+        """On the network's thread: who connects, and to what.  Raises QipanError to refuse."""
+        if not isinstance(hello, dict):
+            raise Unknown("an unreadable hello")
+        with self._door:
+            if path == "/join":
+                return self._admit_new(hello)
+            if certificate is None:
+                raise Unknown("no certificate was shown; a board joins first (`qipan grid join`)")
+            peer = peer_of(certificate)
+            member = self.wallet.check_member(peer)
+            if member.role != "board":
+                raise Unknown(f"role {member.role} has no link of its own")
+            spec = self._checked_spec(peer.name, hello)
+            name = BoardId(peer.name)
+            if name not in self.children:
+                self.children[name] = Child(self.network.carrier(self._news.set))
+            self._arrivals.append((name, spec))
+        return Admitted(
+            self.children[name].carrier, {"board": self.site.root.board},
+            lambda question, body: self._answer_child(peer, question, body), peer.until_s,
+        )  # fmt: skip
+
+    def _admit_new(self, hello: dict[str, Any]) -> Admitted:
+        try:
+            chain, authority = self.wallet.admit(
+                str(hello["secret"]), tuple(map(str, hello["place"])), str(hello["provider"]),
+                bytes(hello["request"]), bytes(hello["authority_request"]),
+            )  # fmt: skip
+        except (KeyError, TypeError, ValueError) as error:
+            raise Unknown(f"an unreadable request to join ({error})") from None
+        log.info("%s joined", "/".join(map(str, hello["place"])))
+        words = {"chain": chain, "authority": authority}
+        return Admitted(NetworkCarrier(self.network.has_news, lambda: None), words, _no_questions)
+
+    def _checked_spec(self, name: str, hello: dict[str, Any]) -> BoardSpec:
+        try:
+            spec = msgspec.json.decode(hello["spec"], type=BoardSpec)
+        except (KeyError, TypeError, msgspec.MsgspecError) as error:
+            raise Unknown(f"an unreadable description of {name}: {error}") from None
+        if spec.board != name:
+            raise Unknown(f"the certificate is {name}'s, the board calls itself {str(spec.board)[:60]}")
+        others = {self._own.board} | {
+            board.board
+            for other, child in self.children.items()
+            if other != name and child.spec is not None
+            for board in child.spec.walk()
+        }
+        twice = sorted({board.board for board in spec.walk()} & others)
+        if twice:
+            raise Unknown(f"a board {twice[0]!r} is in the grid already; names are unique")
+        return spec
+
+    def _refused(self, address: str, why: str) -> None:
+        """Every identity that was turned away, one line each."""
+        log.warning("refused %s: %s", address, why)
+        path = self._folder / "refused.jsonl"
+        if path.exists() and path.stat().st_size > REFUSED_BYTES_MAX:
+            path.replace(path.with_suffix(".1.jsonl"))
+        with path.open("a") as file:
+            file.write(json.dumps({"at_s": round(time.time(), 3), "from": address, "why": why}) + "\n")
+
+    # ---- the loop ------------------------------------------------------------------------------------------------------
+
+    def run(self) -> None:
+        while not self._stop.is_set():
+            self.step()
+            self._look()
+            if any(engine.running() for engine in self.engines.values()):
+                self._news.wait(LOOP_S)
+            else:
+                wake_s = self.tree.root.wake_s
+                due_s = wake_s - self.clock.now_s() if wake_s is not None else IDLE_S
+                self._news.wait(max(0.01, min(IDLE_S, due_s)))
+            if self._news.is_set():
+                time.sleep(min(0.1, 0.005 + 1e-4 * len(self.children)))  # let what comes together be one tick
+                self._news.clear()
+
+    def stop(self) -> None:
+        super().stop()
+        self._news.set()
+
+    def close(self) -> None:
+        if self._dialer is not None:
+            self._dialer.end()
+        self.network.close()
+        super().close()
+
+    def _look(self) -> None:
+        """Who came, who fell silent, whose certificate is half used."""
+        now_s = time.monotonic()
+        with self._door:
+            arrivals, self._arrivals = self._arrivals, []
+        if arrivals:
+            with self.lock:
+                self._arrived(arrivals)
+        if now_s < self._looked_s + 1.0:
+            return
+        self._looked_s = now_s
+        lost_after_s = self.site.lease_s / 4
+        with self.lock:
+            for name, child in list(self.children.items()):
+                heard_s = child.carrier.heard_s
+                silent = not child.carrier.connected and (heard_s is None or now_s > heard_s + lost_after_s)
+                if silent != child.lost and child.attached:
+                    child.lost = silent
+                    why = f"not connected for {lost_after_s:.0f} s"
+                    self.tree.root.accept(
+                        EngineLost(EngineId(name), why) if silent else EngineAttached(EngineId(name))
+                    )
+                    log.info("%s is %s", name, "silent" if silent else "back")
+                    self._news.set()
+        self._renew()
+
+    def _arrived(self, arrivals: list[tuple[BoardId, BoardSpec]]) -> None:
+        for name, spec in arrivals:
+            child = self.children[name]
+            changed = child.spec != spec
+            child.spec = spec
+            if not child.attached:
+                child.attached = True
+                self.tree.join(name, child.carrier)
+            if changed:
+                path = self._folder / "children" / f"{name}.json"
+                path.parent.mkdir(exist_ok=True)
+                path.write_bytes(msgspec.json.encode(spec))
+        self._compose()
+
+    def _kept_spec(self, name: BoardId) -> BoardSpec | None:
+        path = self._folder / "children" / f"{name}.json"
+        return msgspec.json.decode(path.read_bytes(), type=BoardSpec) if path.exists() else None
+
+    def _compose(self) -> None:
+        """The site as it is seen from here: this board over those that joined.  The parent is told."""
+        below = tuple(child.spec for _, child in sorted(self.children.items()) if child.spec is not None)
+        root = replace(self._own, children=below)
+        if root == self.site.root:
+            return
+        self.site = replace(self.site, root=root)
+        for pool in self.site.pools():
+            self.tariff.micro_cny_per_device_hour[f"{pool.site}|{pool.chip_class}"] = (
+                pool.tariff_micro_cny_per_device_hour
+            )
+        if self._up is not None and self._up.connected:
+            spec, up = msgspec.json.encode(root), self._up
+            self.network.work(lambda: up.ask("spec", spec))
+
+    def _renew(self) -> None:
+        if self._renewing or time.time() < self.wallet.due_s():
+            return
+        if self._up is None:
+            self.wallet.renew_own()
+        elif self._up.connected:
+            self._renewing = True
+            self.network.work(self._renew_above)
+
+    def _renew_above(self) -> None:
+        """The parent signs for a new key; the link is made anew with it."""
+        assert self._up is not None
+        assert self._dialer is not None
+        try:
+            self.wallet.take(self._up.ask("renew", self.wallet.request()))
+            self._dialer.again()
+            log.info("certificate renewed")
+        except QipanError as error:
+            log.warning("cannot renew the certificate: %s", error)
+            time.sleep(5)
+        finally:
+            self._renewing = False
+
+    # ---- what boards ask each other ------------------------------------------------------------------------------------
+
+    def _answer_child(self, peer: Peer, question: str, body: Any) -> Any:
+        if question == "renew":
+            return self.wallet.renewed(peer, bytes(body))
+        if question == "spec":
+            spec = self._checked_spec(peer.name, {"spec": body})
+            with self._door:
+                self._arrivals.append((BoardId(peer.name), spec))
+            self._news.set()
+            return None
+        if question == "leave":
+            self.wallet.revoke(peer.name)
+            with self.lock:
+                self.children[BoardId(peer.name)].lost = True
+                self.tree.root.accept(EngineLost(EngineId(peer.name), "it left the grid"))
+            self._news.set()
+            return None
+        if question == "submit":
+            member = self.wallet.check_member(peer)
+            if member.provider != self.wallet.kept.provider:
+                raise NotAllowed(
+                    f"{peer.name} is provider {member.provider}'s: it brings chips; tasks are submitted at a board of their owner"
+                )
+            task_id, plan = self.submit(msgspec.json.decode(body[0], type=Task), body[1])
+            return [task_id, msgspec.json.encode(plan)]
+        return self._tell(question, body)
+
+    def _answer_parent(self, question: str, body: Any) -> Any:
+        """The parent wants to know what only this side has."""
+        match question:
+            case "logs":
+                return self._logs_below(str(body))
+            case "why":
+                return self._reasons_below(str(body))
+        raise InvalidInput(f"{question[:40]!r} is no question to a child")
+
+    def _tell(self, question: str, body: Any) -> Any:
+        """Questions of a child's people about their tasks."""
+        task_id = str(body[0]) if isinstance(body, list) and body else ""
+        match question:
+            case "view":
+                return msgspec.to_builtins(self.task(task_id))
+            case "why":
+                return self.why(task_id)
+            case "logs":
+                return self.logs(task_id, int(body[1]))
+            case "events":
+                return self.events(task_id, int(body[1]))
+            case "cancel":
+                return self.cancel(task_id, str(body[1]))
+            case "bill":
+                return msgspec.json.encode(self.bill(task_id))
+            case "charged":
+                return self.charged(task_id)
+            case "progress":
+                return [[at_s, encode(fact)] for at_s, fact in self.progress(task_id)]
+            case "exits":
+                return [encode(fact) for fact in self.exits(task_id)]
+        raise InvalidInput(f"{question[:40]!r} is no question to a parent")
+
+    # ---- what people ask -----------------------------------------------------------------------------------------------
+
+    def _take_up(self) -> None:
+        if self._up is None:
+            super()._take_up()
+
+    def submit(self, task: Task, key: str | None = None) -> tuple[str, Plan]:
+        """At the top as ever; elsewhere handed to the parent."""
+        if self._up is None:
+            return super().submit(task, key)
+        task_id, plan = self._up.ask("submit", [msgspec.json.encode(task), key])
+        found = msgspec.json.decode(plan, type=Plan)
+        with self.lock:
+            if self.store.submission(task_id) is None:
+                self.store.save_submission(task_id, key, self.clock.now_s(), msgspec.json.encode(task), plan)
+        return task_id, found
+
+    def task(self, task_id: str) -> TaskView:
+        if self._up is None:
+            return super().task(task_id)
+        return msgspec.convert(self._up.ask("view", [task_id]), type=TaskView)
+
+    def tasks(self) -> list[TaskView]:
+        return [self.task(task_id) for task_id in self.task_ids()]
+
+    def cancel(self, task_id: str, by: str) -> None:
+        if self._up is None:
+            super().cancel(task_id, by)
+        else:
+            self._up.ask("cancel", [task_id, by])
+
+    def events(self, task_id: str, after: int = 0) -> list[dict[str, Any]]:
+        if self._up is None:
+            return super().events(task_id, after)
+        found: list[dict[str, Any]] = self._up.ask("events", [task_id, after])
+        return found
+
+    def bill(self, task_id: str) -> Receipt:
+        if self._up is None:
+            return super().bill(task_id)
+        return msgspec.json.decode(self._up.ask("bill", [task_id]), type=Receipt)
+
+    def charged(self, task_id: str) -> int:
+        return super().charged(task_id) if self._up is None else int(self._up.ask("charged", [task_id]))
+
+    def progress(self, task_id: str) -> list[tuple[float, TaskProgress]]:
+        if self._up is None:
+            return super().progress(task_id)
+        found = [(float(at_s), decode(body)) for at_s, body in self._up.ask("progress", [task_id])]
+        return [(at_s, fact) for at_s, fact in found if isinstance(fact, TaskProgress)]
+
+    def exits(self, task_id: str) -> list[TaskExited]:
+        if self._up is None:
+            return super().exits(task_id)
+        found = [decode(body) for body in self._up.ask("exits", [task_id])]
+        return [fact for fact in found if isinstance(fact, TaskExited)]
+
+    def why(self, task_id: str) -> dict[str, Any]:
+        if self._up is not None:
+            answer: dict[str, Any] = self._up.ask("why", [task_id])
+            return answer
+        answer = super().why(task_id)
+        for child in self._visited(task_id):
+            answer["decisions"] += self._ask_below(child, "why", task_id) or []
+        answer["decisions"].sort(key=lambda entry: entry["at_s"])
+        return answer
+
+    def logs(self, task_id: str, after: int = 0) -> dict[str, Any]:
+        if self._up is not None:
+            told: dict[str, Any] = self._up.ask("logs", [task_id, after])
+            return told
+        self.task(task_id)
+        joined = self._logs_below(task_id)
+        return {"text": joined[after:], "next": len(joined)}
+
+    def _logs_below(self, task_id: str) -> str:
+        """What its attempts printed here and below."""
+        texts = [self._log_text(task_id)]
+        texts += [self._ask_below(child, "logs", task_id) or "" for child in self._visited(task_id)]
+        return "".join(texts)
+
+    def _reasons_below(self, task_id: str) -> list[dict[str, Any]]:
+        with self.lock:
+            told = [
+                {"at_s": at_s, "board": board, "verdict": verdict, "text": text}
+                for board, store in self.stores.items()
+                for at_s, verdict, text in store.reasons_of(task_id)
+            ]
+        for child in self._visited(task_id):
+            told += self._ask_below(child, "why", task_id) or []
+        return told
+
+    def _visited(self, task_id: str) -> list[BoardId]:
+        """The children that ran it, in order."""
+        with self.lock:
+            rows = self.store.facts_of(task_id, ["task_started"])
+        names: dict[BoardId, None] = {}
+        for _, _, body in rows:
+            fact = fact_of(body)
+            assert isinstance(fact, TaskStarted)
+            if BoardId(fact.engine) in self.children:
+                names[BoardId(fact.engine)] = None
+        return list(names)
+
+    def _ask_below(self, child: BoardId, question: str, body: Any) -> Any:
+        """None when the child cannot be reached now."""
+        try:
+            return self.children[child].carrier.ask(question, body)
+        except Unreachable as error:
+            log.info("%s: %s", child, error)
+            return None
+
+
+def _no_questions(question: str, _body: Any) -> Any:
+    raise NotAllowed(f"{question[:40]!r} cannot be asked while joining")
