@@ -471,3 +471,10 @@ def test_text_is_readable(scheme):
                          ("good", "panel"), ("grain", "wood"), ("paper", "ink")]:  # fmt: skip
         one, other = sorted((luminance(palette[text]), luminance(palette[ground])), reverse=True)
         assert (one + 0.05) / (other + 0.05) >= (3 if text == "grain" else 4.5), (text, ground)
+
+
+def test_decisions_are_tried_again_on_the_twin_under_another_policy(browser):
+    page = Page(browser.get("/decisions/what-if", params={"policy": "rigid"}).text)
+    assert page.all("table", id="what-if")
+    assert "不伸缩" in page.text
+    assert browser.get("/decisions/what-if", params={"policy": "<b>nothing"}).status_code == 400

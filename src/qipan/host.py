@@ -80,6 +80,7 @@ class Host:
         for number, board in enumerate(site.root.walk()):
             self.stores[board.board] = stores.open(board.board)
             self.stores[board.board].put("order", str(number))  # parents first: so they are backed up
+        self.store.put("site", msgspec.json.encode(site.root).decode())  # for the twin
         self.clock = SystemClock(max(store.latest_now_s() for store in self.stores.values()))
         self.tariff = Tariff(
             site.tariff_version,

@@ -1,12 +1,16 @@
 """What people see of the boards beside a task: squares, prices, decisions, costs.  Reads a host, changes nothing."""
 
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 
 from qipan.controller import fact_of
+from qipan.errors import InvalidInput, NotFound, OverLimit, QipanError
 from qipan.events import TaskExited, TaskProgress, TaskSubmitted
 from qipan.hardware import BoardId
 from qipan.host import Host
@@ -340,3 +344,46 @@ def people(host: Host) -> list[tuple[str, int, int, int, int]]:
         held = sum(balances.get(f"hold/{view.task_id}", 0) for view in live)
         found.append((tenant.name, balances.get(f"tenant/{tenant.name}", 0), held, len(live), len(own)))
     return found
+
+
+WHAT_IF_S = 120.0
+
+
+class WhatIf:
+    """Asks the twin in a process of its own, so that no decision waits for it; one question at a time."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self._lock = threading.Lock()
+
+    def ask(self, policy: str) -> Any:
+        """What `qipan twin --what-if` answers.  Raises the error that it names, OverLimit while another is asked."""
+        if not self._lock.acquire(blocking=False):
+            raise OverLimit("the twin is answering another what-if; ask again in a moment")
+        try:
+            command = [
+                sys.executable,
+                "-m",
+                "qipan.cli",
+                "twin",
+                "--what-if",
+                str(self._host.folder),
+                "--policy",
+                policy,
+                "--json",
+            ]
+            done = subprocess.run(["nice", *command], capture_output=True, text=True, timeout=WHAT_IF_S)  # fmt: skip
+        except subprocess.TimeoutExpired:
+            raise OverLimit(
+                f"the twin did not answer in {WHAT_IF_S:.0f} s; there are too many tasks to try again"
+            ) from None
+        finally:
+            self._lock.release()
+        if done.returncode == 0:
+            return msgspec.json.decode(done.stdout)
+        kind = {2: InvalidInput, 102: NotFound}.get(done.returncode, QipanError)
+        raise kind(
+            done.stderr.strip().splitlines()[-1].removeprefix("qipan: ")[:500]
+            if done.stderr.strip()
+            else "the twin failed"
+        )

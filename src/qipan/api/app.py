@@ -170,7 +170,7 @@ def about_tasks(host: Host) -> APIRouter:
 
 
 def about_supply(host: Host) -> APIRouter:
-    routes, useful = APIRouter(), views.Useful(host)
+    routes, useful, asked = APIRouter(), views.Useful(host), views.WhatIf(host)
 
     @routes.get("/health", response_model=shapes.Health)
     async def health() -> Answer:
@@ -200,6 +200,14 @@ def about_supply(host: Host) -> APIRouter:
         before = read_cursor(cursor, views.After) if cursor is not None else None
         found, after = views.decisions(host, limit, before, visible(host, who))
         return Answer({"decisions": found, "next": write_cursor(after) if after else None})
+
+    @routes.get("/whatif", response_model=shapes.WhatIf)
+    def whatif(who: Who, policy: Annotated[str, Query(max_length=40)] = "rigid") -> Answer:
+        """What was submitted, tried again on the twin under another policy, beside the same under the one as it was.
+        For the operator: it is about everyone's tasks."""
+        if who.tenant:
+            raise NotAllowed(f"the token is {who.tenant}'s; a what-if is about everyone's tasks")
+        return Answer(asked.ask(policy))
 
     @routes.get("/problems/{name}", response_model=shapes.ProblemKind)
     def problem_kind(name: Annotated[str, InPath(max_length=40)]) -> Answer:

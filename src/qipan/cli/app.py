@@ -383,9 +383,19 @@ def twin(
     ] = None,
     seed: int = 0,
     json_: Json = False,
+    what_if: Annotated[
+        Path | None, typer.Option("--what-if", help="Play a store's causes again under another --policy.")
+    ] = None,
+    policy: Annotated[str, typer.Option(help="For --what-if: rigid, no-prices, ...")] = "rigid",
 ) -> None:
-    """Run a scenario on simulated engines, or replay a store."""
+    """Run a scenario on simulated engines, replay a store, or ask it what if."""
     from qipan.cli import tables
+
+    if what_if is not None:
+        from qipan.cli.store import ask_what_if
+
+        tell(ask_what_if(what_if, policy), json_, tables.print_what_if)
+        return
 
     if verify is not None:
         from qipan.host import verify_store

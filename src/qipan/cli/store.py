@@ -1,4 +1,4 @@
-"""`qipan backup` and `qipan restore`."""
+"""What is done with a whole store: `qipan backup`, `qipan restore`, `qipan twin --what-if`."""
 
 import json
 from pathlib import Path
@@ -45,3 +45,28 @@ def _tell(made: dict[str, Any], text: str, json_: bool) -> None:
         return
     boards = ", ".join(f"{name} ({board['ticks']} ticks)" for name, board in made["boards"].items())
     print(f"qipan: {text}; boards {boards}; {made['files']} files, {made['bytes'] / 1e6:.1f} MB")
+
+
+def ask_what_if(folder: Path, policy: str) -> Any:
+    """Raises NotFound, InvalidInput."""
+    import msgspec
+
+    from qipan.errors import NotFound
+    from qipan.hardware import BoardSpec
+    from qipan.scheduler import Settings
+    from qipan.store import StoreFolder
+    from qipan.twin.whatif import what_if
+
+    stores = StoreFolder(folder)
+    for board in stores.boards():
+        store = stores.open(board, writer=False)
+        try:
+            site = store.get("site")
+            if site is not None:  # the topmost board's store holds it
+                spec = msgspec.json.decode(site, type=BoardSpec)
+                told = msgspec.json.decode(store.get("settings") or "{}")
+                settings = msgspec.convert(told.get("settings", {}), type=Settings)
+                return msgspec.to_builtins(what_if(store, spec, settings, policy))
+        finally:
+            store.close()
+    raise NotFound(f"{folder} holds no site yet; run `qipan up --store {folder}` once with this release")

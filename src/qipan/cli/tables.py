@@ -190,3 +190,19 @@ def print_boards(boards: Sequence[dict[str, Any]]) -> None:
 def print_twin(report: dict[str, Any]) -> None:
     rows = [[name, str(value)] for name, value in report["figures"].items()]
     table(f"twin of {report['scenario']} (seed {report['seed']})", ["figure", "value"], rows)
+
+
+def print_what_if(told: dict[str, Any]) -> None:
+    rows = [
+        [
+            outcome["policy"], f"{outcome['done']} of {outcome['tasks']}", format_duration(outcome["mean_s"]),
+            format_duration(outcome["p95_s"]), format_money(outcome["cost_micro_cny"]),
+            f"{outcome['late']} of {outcome['with_deadline']}", str(outcome["attempts"]),
+        ]
+        for outcome in (told["as_it_was"], told["other"])
+    ]  # fmt: skip
+    table(
+        "如果 what if (both simulated)", ["policy", "done", "mean", "p95", "cost", "late", "attempts"], rows
+    )
+    if told["truncated"]:
+        print(f"  the {told['truncated']} oldest causes were left out")

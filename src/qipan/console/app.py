@@ -28,6 +28,7 @@ from qipan.quantities import format_bytes, format_duration, format_money
 HERE = Path(__file__).parent
 PAGES = ("board", "submit", "tasks", "supply", "prices", "money", "decisions", "people")
 LIVE_S = 1.0
+POLICIES = ("rigid", "no-prices")  # what the twin tries instead
 STATUS = {InvalidInput: 400, NotFound: 404}
 
 
@@ -100,8 +101,8 @@ def add_door(console: FastAPI, pages: Pages, guard: Guard) -> None:
 
 
 def add_pages(console: FastAPI, pages: Pages, reads: Reads) -> None:
-    async def shown(request: Request, page: str, query: dict[str, Any]) -> Response:
-        values = {"key": None, **await reads.of(page, query)}
+    async def shown(request: Request, page: str, query: dict[str, Any], **more: Any) -> Response:
+        values = {"key": None, "what_if": None, "policies": POLICIES, **await reads.of(page, query), **more}
         return HTMLResponse(
             pages.html(f"{page}.html", language_of(request), page=page, query=urlencode(query), here=str(request.url.path), **values)
         )  # fmt: skip
@@ -119,6 +120,11 @@ def add_pages(console: FastAPI, pages: Pages, reads: Reads) -> None:
     @console.get("/tasks/{task_id}")
     async def task(request: Request, task_id: str) -> Response:
         return await shown(request, "task", {"task_id": one_part(task_id)})
+
+    @console.get("/decisions/what-if")
+    async def what_if(request: Request, policy: str = POLICIES[0]) -> Response:
+        told = await reads.api.call("GET", "/whatif", None, policy=policy[:40])
+        return await shown(request, "decisions", {}, what_if=told)
 
     @console.get("/live/{page}")
     async def live(request: Request, page: str) -> Response:
