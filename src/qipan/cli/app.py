@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from qipan.cli.balance import balance
 from qipan.cli.chips import app as chips
 from qipan.cli.grid import board, grid
 from qipan.cli.market import app as market
@@ -29,6 +30,7 @@ app.add_typer(chips, name="chips")
 app.add_typer(board, name="board")
 app.add_typer(grid, name="grid")
 app.command()(backup)
+app.command()(balance)
 app.command()(restore)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document (a line per event where it streams).")]
