@@ -264,7 +264,7 @@ def test_a_chips_speed_hardly_moves_when_the_others_work(tmp_path):
     # Other programs of this machine only ever lower a ratio; what the chips do to each other shows in all five.
     assert sorted(ratios)[-2] > 0.9, ratios
     bench.engine.close()
-    assert not chips.groups(bench.engine._group_prefix()), "no group is left behind"
+    assert not chips.groups(bench.engine._prefix()), "no group is left behind"
 
 
 @pytest.mark.slow

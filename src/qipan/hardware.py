@@ -66,7 +66,8 @@ class Probe:
 @dataclass(frozen=True, slots=True)
 class Pool:
     """`cpu_share` is the part of one core that stands for one device of a local pool of simulated chips,
-    0.0 for real devices."""
+    0.0 for real devices.  `resource`: what the engine below calls the devices (a GRES type of Slurm, a resource of Ray
+    or Kubernetes)."""
 
     pool_id: PoolId
     site: BoardId
@@ -78,6 +79,7 @@ class Pool:
     cpu_share: float = 0.0
     failures_per_node_day: float = 0.0
     probe: Probe | None = None
+    resource: str = ""
 
 
 @dataclass(frozen=True, slots=True)

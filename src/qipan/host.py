@@ -18,11 +18,12 @@ from qipan.channel import Carrier
 from qipan.clock import SystemClock
 from qipan.controller import fact_of, verify
 from qipan.curves import Curve
-from qipan.engines.local import LocalEngine
+from qipan.engines.leaf import LeafEngine
+from qipan.engines.make import leaf_engine
 from qipan.errors import Infeasible, InvalidInput, NotFound, OverLimit
 from qipan.events import BudgetRaised, CancelRequested, ParkRequested, TaskExited, TaskProgress, TaskSubmitted
 from qipan.hardware import BoardId, BoardSpec
-from qipan.leases import EngineId, Order, Receipt, TaskId, Usage
+from qipan.leases import Order, Receipt, TaskId, Usage
 from qipan.ledger import Books, Tariff, check_balances, make_receipt
 from qipan.ledger.transfer import move
 from qipan.planner import Option, Plan, plan_task, rank
@@ -127,10 +128,9 @@ class Host:
         order = order_of(self.site, task, task_id, plan.curve, now_s)
         return TaskSubmitted(order, hold, task.limits.max_cost_micro_cny)
 
-    def _engine(self, board: BoardSpec) -> LocalEngine:
-        name = EngineId(f"{board.board}-local")
-        return LocalEngine(
-            name, board, self.folder / "engines" / board.board, self.clock, self.folder / "checkpoints"
+    def _engine(self, board: BoardSpec) -> LeafEngine:
+        return leaf_engine(
+            board, self.folder / "engines" / board.board, self.clock, self.folder / "checkpoints"
         )
 
     @property
@@ -188,9 +188,9 @@ class Host:
                 store.close()
 
     @property
-    def engines(self) -> dict[BoardId, LocalEngine]:
+    def engines(self) -> dict[BoardId, LeafEngine]:
         return {
-            board: engine for board, engine in self.tree.engines.items() if isinstance(engine, LocalEngine)
+            board: engine for board, engine in self.tree.engines.items() if isinstance(engine, LeafEngine)
         }
 
     # ---- what people ask -------------------------------------------------------------------------------------------

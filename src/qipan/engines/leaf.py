@@ -8,7 +8,6 @@ tasks run on under their shims, and the next engine on the folder takes them up 
 
 import hashlib
 import json
-import os
 import re
 import socket
 import time
@@ -50,6 +49,7 @@ PROGRESS_S = 1.0
 STOP_GRACE_S = 30.0
 PARK_S = 5.0  # a checkpoint is given at least so long, of a lease that is long enough
 PARKING_SHARE = 0.25  # of a lease at most: so much is set aside at its end for parking
+MARGIN_S = 5.0  # beyond the end of its lease, after which an attempt that nobody can see is taken for gone
 START_S = 5.0  # a supervisor that has given no sign for so long is looked for
 KILLED = re.compile(
     r"exitcode\s*:\s*-9|Signal 9 \(SIGKILL\)|Connection closed by peer|Connection reset by peer"
@@ -89,7 +89,7 @@ class Launcher(Protocol):
         ...
 
     def environment(self, hold: Hold) -> dict[str, str]:
-        """What the launcher adds to a task's environment."""
+        """What a task's environment starts from: QIPAN_NUM_NODES, QIPAN_DEVICES, MASTER_ADDR at least."""
         ...
 
     def command(self, hold: Hold, run: str) -> list[str]:
@@ -110,8 +110,8 @@ class Launcher(Protocol):
         """`attempt/spec.json` is written: let a supervisor run it inside the hold."""
         ...
 
-    def lives(self, hold: Hold, attempt: Path) -> bool:
-        """Whether the supervisor of a begun attempt may still run.  False only when that is certain."""
+    def lives(self, hold: Hold, attempt: Path) -> bool | None:
+        """Whether the supervisor of a begun attempt still runs; None when that cannot be told."""
         ...
 
     def release(self, hold: Hold) -> None:
@@ -144,6 +144,7 @@ class Held:
     granted: bool = False
     asked_s: float = 0.0  # when, on the lease clock
     next_point: Point | None = None  # the attempt that begins once the hold is granted
+    doubtful: bool = False  # nobody can say whether it runs: its lease is not renewed
     called_in: str = ""  # why the engine itself asked for the devices back
 
 
@@ -265,11 +266,9 @@ class LeafEngine:
     def renew(self, command: Renew) -> None:
         until_s = self._clock.lease_s() + command.duration_s
         for task_id, held in list(self._held.items()):
-            if held.lease_id in command.lease_ids:
+            if held.lease_id in command.lease_ids and not held.doubtful:
                 self._hold(task_id, replace(held, until_lease_s=until_s))
-                (self._hold_of(held).folder / "until").write_text(str(until_s))
-                if held.attempt:
-                    (self._attempt_dir(held) / "until").write_text(str(until_s))
+                self._write_until(held, until_s)
 
     def census(self, command: TakeCensus) -> None:
         for task_id in sorted(self._held):
@@ -313,7 +312,7 @@ class LeafEngine:
     def _ask_for(self, task_id: TaskId, held: Held) -> None:
         hold = self._hold_of(held)
         hold.folder.mkdir(parents=True, exist_ok=True)
-        (hold.folder / "until").write_text(str(held.until_lease_s))
+        self._write_until(held, held.until_lease_s)
         self._hold(task_id, held)
         self._launcher.hold(hold)
         self._look_at_hold(task_id, held)
@@ -381,6 +380,14 @@ class LeafEngine:
         self._hold(task_id, replace(held, stop_outcome="parked", called_in=why, resize=None))
         self._ask_to_stop(held)
 
+    def _write_until(self, held: Held, until_s: float) -> None:
+        """For supervisors on this machine and on others: see `shim.Until`."""
+        left_s = until_s - self._clock.lease_s()
+        text = f"{until_s} {self._clock.boot_id()} {left_s} {time.time() + left_s}"
+        write_text(self._hold_of(held).folder / "until", text)
+        if held.attempt and held.next_point is None:
+            write_text(self._attempt_dir(held) / "until", text)
+
     def _hold_of(self, held: Held) -> Hold:
         return Hold(
             held.hold, self.folder / "holds" / held.hold, held.order.task_id, held.order.tenant, held.needs[0], held.devices
@@ -422,10 +429,8 @@ class LeafEngine:
             "park_s": min(max(point.stop_s, PARK_S), held.lease_s * PARKING_SHARE),
             "signal_on_stop": own,
         }
-        (folder / "until").write_text(str(held.until_lease_s))
-        part = folder / "spec.part"
-        part.write_text(json.dumps(spec))
-        part.rename(folder / "spec.json")
+        self._write_until(held, held.until_lease_s)
+        write_text(folder / "spec.json", json.dumps(spec))
         self._hold(task_id, held)
         self._reading[task_id] = Reading(done_s=held.saved_s)
         self._launcher.start(hold, folder)
@@ -437,19 +442,14 @@ class LeafEngine:
         checkpoints = self._checkpoints / task_id
         checkpoints.mkdir(parents=True, exist_ok=True)
         every_s = launch.task.checkpoint.every_s
-        inherited = {
-            key: value for key, value in os.environ.items() if not key.startswith(("QIPAN_", "TORCHELASTIC"))
-        }
         return {
-            **inherited,
+            **self._launcher.environment(self._hold_of(held)),
             **dict(launch.task.env),
             **launch.attempt_env,
             "QIPAN_TASK_ID": task_id,
             "QIPAN_ATTEMPT": str(held.attempt),
             "QIPAN_ATTEMPT_DIR": str(folder),
             "QIPAN_NODE_RANK": "0",
-            "QIPAN_NUM_NODES": "1",
-            "QIPAN_DEVICES": ",".join(str(device) for device in held.devices),
             "QIPAN_CHECKPOINT_DIR": str(checkpoints),
             "QIPAN_CHECKPOINT_EVERY_S": str(every_s if every_s is not None else 15.0),
             "QIPAN_EVENTS": str(folder / "events.jsonl"),
@@ -459,12 +459,9 @@ class LeafEngine:
             "QIPAN_FENCE": ".".join(str(part) for part in (*held.order.fence, held.generation)),
             "QIPAN_LAUNCHED_S": str(time.time()),
             "QIPAN_RANK_GROUPS": ":".join(ranks),
-            "MASTER_ADDR": "127.0.0.1",
             "MASTER_PORT": str(free_port()),
             "OMP_NUM_THREADS": "1",
-            "GLOO_SOCKET_IFNAME": "lo",
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
-            **self._launcher.environment(self._hold_of(held)),
         }
 
     def _look_at(self, task_id: TaskId) -> None:
@@ -493,7 +490,7 @@ class LeafEngine:
         if ended is not None:
             held = self._read_events(task_id, held, folder, reading)
             self._end(task_id, held, folder, reading, ended)
-        elif pid is not None and not self._launcher.lives(self._hold_of(held), folder):
+        elif pid is not None and not self._may_live(task_id, held, folder):
             if read_json(folder / "exit.json") is not None:
                 return  # it ended while we looked: the next look reads how
             gone = {
@@ -593,6 +590,8 @@ class LeafEngine:
         if ended["ended_by"] == "stop":
             if held.resize is not None:
                 return "resized", f"goes on at {held.resize.points[0].point_id}"
+            if held.doubtful:
+                return "lost", "its queue lost it; it was ended by its own supervisor"
             return "parked", held.called_in or "ordered to stop"
         if ended["ended_by"] == "lease":
             return "parked", "the lease ran out"
@@ -619,7 +618,17 @@ class LeafEngine:
         reading.waited_since_s = reading.waited_since_s or now_s
         if now_s - reading.waited_since_s < START_S:
             return False
-        return not self._launcher.lives(self._hold_of(held), folder)
+        return self._launcher.lives(self._hold_of(held), folder) is False
+
+    def _may_live(self, task_id: TaskId, held: Held, folder: Path) -> bool:
+        """Where it cannot be told, the attempt is asked to stop and its lease is no longer renewed: once that is over,
+        and a margin, nothing of it runs."""
+        lives = self._launcher.lives(self._hold_of(held), folder)
+        if lives is None and not held.doubtful:
+            self._hold(task_id, replace(held, doubtful=True))
+            self._ask_to_stop(held)
+        over = self._clock.lease_s() > held.until_lease_s + MARGIN_S
+        return lives or (lives is None and not over)
 
     # ---- what is held ----------------------------------------------------------------------------------------------
 
@@ -632,7 +641,9 @@ class LeafEngine:
             if held.needs[0].chip_class == chip_class
             for device in held.devices
         }
-        return [device for device in range(self._pools[chip_class].devices) if device not in used]
+        usable = min(self._pools[chip_class].devices, self._launcher.devices().get(chip_class, 0))
+        free = [device for device in range(self._pools[chip_class].devices) if device not in used]
+        return free[: max(0, usable - len(used))]
 
     def _leased(self, command: Start | Resize | Stop) -> Held | None:
         if not self._newer(command.task_id, command.term, command.generation):
@@ -736,6 +747,13 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def write_text(path: Path, text: str) -> None:
+    """Whole or not at all, for readers in other processes."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.rename(path)
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

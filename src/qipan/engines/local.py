@@ -1,5 +1,6 @@
 """Plain processes on this machine: a leaf engine whose devices are shares of cores (or the machine's own chips)."""
 
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -45,7 +46,16 @@ class Processes:
         return {chip_class: pool.devices for chip_class, pool in self._pools.items()}
 
     def environment(self, hold: Hold) -> dict[str, str]:
-        return {}
+        kept = {
+            key: value for key, value in os.environ.items() if not key.startswith(("QIPAN_", "TORCHELASTIC"))
+        }
+        return {
+            **kept,
+            "QIPAN_NUM_NODES": "1",
+            "QIPAN_DEVICES": ",".join(str(device) for device in hold.devices),
+            "MASTER_ADDR": "127.0.0.1",
+            "GLOO_SOCKET_IFNAME": "lo",
+        }
 
     def command(self, hold: Hold, run: str) -> list[str]:
         if run:

@@ -6,13 +6,15 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from qipan.engines import devices as chips
+from qipan.engines.make import inside
 from qipan.errors import QipanError
-from qipan.hardware import BoardSpec, Pool, Probe
+from qipan.hardware import BoardSpec, Pool, PoolId, Probe
 
 VALID_S = 7 * 86400.0
 LIMIT_S = 180.0
@@ -22,12 +24,13 @@ def probe_tree(root: BoardSpec, cache: Path, now_s: float, say: Callable[[str], 
     """The same tree, its pools with a `Probe`.  Fresh results in `cache` are used again; they expire after
     VALID_S.  Raises QipanError when a pool cannot be measured."""
     known = _read(cache, now_s)
+    boards = {pool.pool_id: board for board in root.walk() for pool in board.pools}
     missing = [pool for board in root.walk() for pool in board.pools if _key(pool) not in known]
     if missing:
         say(
             f"measuring {sum(pool.devices for pool in missing)} chips in {len(missing)} pools, all at once (about half a minute)"
         )
-        for pool, probe in zip(missing, _measure(missing), strict=True):
+        for pool, probe in zip(missing, _measure(missing, boards), strict=True):
             known[_key(pool)] = probe
         cache.parent.mkdir(parents=True, exist_ok=True)
         cache.write_text(json.dumps({key: asdict(probe) for key, probe in sorted(known.items())}))
@@ -50,9 +53,15 @@ def _with(board: BoardSpec, known: dict[str, Probe]) -> BoardSpec:
     return replace(board, pools=pools, children=tuple(_with(child, known) for child in board.children))
 
 
-def _measure(pools: Sequence[Pool]) -> list[Probe]:
-    with tempfile.TemporaryDirectory(prefix="qipan-probe-") as scratch:
-        runs = [_start(pool, Path(scratch) / str(i)) for i, pool in enumerate(pools)]
+def _measure(pools: Sequence[Pool], boards: Mapping[PoolId, BoardSpec]) -> list[Probe]:
+    with ExitStack() as stack:
+        runs = []
+        for pool in pools:
+            seen = boards[pool.pool_id].engine_options.get("folder")  # where the nodes see it too
+            if seen:
+                Path(seen).mkdir(parents=True, exist_ok=True)
+            scratch = stack.enter_context(tempfile.TemporaryDirectory(prefix="qipan-probe-", dir=seen))
+            runs.append(_start(pool, boards[pool.pool_id], Path(scratch) / "run"))
         probes = []
         for pool, (process, folder, group) in zip(pools, runs, strict=True):
             try:
@@ -73,12 +82,12 @@ def _measure(pools: Sequence[Pool]) -> list[Probe]:
         return probes
 
 
-def _start(pool: Pool, folder: Path) -> "tuple[subprocess.Popen[bytes], Path, str]":
+def _start(pool: Pool, board: BoardSpec, folder: Path) -> "tuple[subprocess.Popen[bytes], Path, str]":
     folder.mkdir()
     shares = (pool.cpu_share,) * pool.devices if pool.cpu_share else ()
     group, ranks = "", list[str]()
     if shares and chips.quotas_available():
-        group, ranks = chips.make_group(f"qipan-probe-{os.getpid()}-{folder.name}", shares)
+        group, ranks = chips.make_group(f"qipan-probe-{os.getpid()}-{folder.parent.name}", shares)
     enter = str(Path(__file__).with_name("enter.py"))
     environment = {
         **os.environ,
@@ -97,6 +106,8 @@ def _start(pool: Pool, folder: Path) -> "tuple[subprocess.Popen[bytes], Path, st
     if group:  # the launcher counts against the same shares as a task's launcher does
         procs = str(Path(group, "cgroup.procs"))
         command = ["bash", "-c", f'echo $$ > {procs}; exec "$@"', "probe", *command]
+    if board.engine != "local":
+        command = inside(board, pool, command)
     log = (folder / "log.txt").open("w")
     return (
         subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL),

@@ -1,4 +1,6 @@
 """The supervisor of one attempt.  `python -S shim.py DIR`: standard library only, own session, outlives the board.
+`shim.py --hold DIR` is its waiting form, the program of a job in another tool's queue: it says that it has its devices
+(`granted.json`), and waits for an attempt (`go`), for `release`, or for the lease to lapse.
 
 It starts the task's process group, keeps the lease (file `until`), passes on a stop (file `stop`), holds the task to
 its share of the cores where there is no cgroup, bounds the log, and at the end writes `exit.json` once every process
@@ -9,6 +11,7 @@ import ctypes
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -21,18 +24,55 @@ LOG_BYTES_MAX = 16 * 2**20
 PR_SET_CHILD_SUBREAPER = 36
 
 
+#: what a queue tells its jobs about their devices; kept for the task
+FROM_QUEUE = ("SLURM_", "CUDA_", "ROCR_", "HIP_", "ASCEND_", "GPU_", "ZE_", "RAY_", "PMI", "KUBERNETES_")
+DEVICES = (
+    "CUDA_VISIBLE_DEVICES",
+    "ROCR_VISIBLE_DEVICES",
+    "ASCEND_RT_VISIBLE_DEVICES",
+    "SLURM_JOB_GPUS",
+    "QIPAN_DEVICES",
+)
+
+
 def main() -> None:
-    folder = Path(sys.argv[1])
+    signal.signal(signal.SIGTERM, lambda *_: TOLD.set())
+    if sys.argv[1] != "--hold":
+        supervise(Path(sys.argv[1]), {}, time.time())
+        return
+    hold, granted_s = Path(sys.argv[2]), time.time()
+    job = {
+        "job": os.environ.get("SLURM_JOB_ID") or os.environ.get("RAY_JOB_ID") or "",
+        "host": socket.gethostname(),
+        "devices": next((os.environ[name] for name in DEVICES if os.environ.get(name)), ""),
+        "granted_s": granted_s,
+    }
+    write(hold / "granted.json", job)
+    until = Until(hold / "until")
+    while not TOLD.is_set() and not (hold / "release").exists() and not until.over():
+        if (hold / "go").exists():
+            kept = {key: value for key, value in os.environ.items() if key.startswith(FROM_QUEUE)}
+            supervise(Path((hold / "go").read_text()), {**os.environ, **kept}, granted_s)
+            return
+        TOLD.wait(POLL_S / 2)
+
+
+#: set by SIGTERM: whoever owns the devices wants them back
+TOLD = threading.Event()
+
+
+def supervise(folder: Path, inherited: dict[str, str], started_s: float) -> None:
+    """`inherited`: the environment of the job around it.  The attempt is metered from `started_s` (Unix)."""
     spec = json.loads((folder / "spec.json").read_text())
+    kept = {key: value for key, value in inherited.items() if key.startswith(FROM_QUEUE)}
     ctypes.CDLL(None).prctl(
         PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0
     )  # orphans of the task become ours, and are ended
     if spec["group"]:
         Path(spec["group"], "cgroup.procs").write_text(str(os.getpid()))
-    started_s = time.time()
     child = subprocess.Popen(
         spec["command"],
-        env=spec["env"],
+        env={**inherited, **spec["env"], **kept},
         cwd=spec["cwd"] or None,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -56,15 +96,17 @@ def main() -> None:
 
 
 def watch(child: "subprocess.Popen[bytes]", folder: Path, spec: dict[str, Any]) -> str:
-    """Until the task's main process is gone.  Returns what ended it: itself, "stop" or "lease"."""
-    stop, until = folder / "stop", folder / "until"
+    """Until the task's main process is gone.  Returns what ended it: itself, "stop", "lease" or "signal"."""
+    stop, until = folder / "stop", Until(folder / "until")
     asked, kill_at_s = "itself", float("inf")
     throttle = Throttle(folder, child.pid, spec["shares"]) if spec["shares"] else None
     while True:
         wait_s = throttle.turn() if throttle else POLL_S
         try:
             child.wait(wait_s)
-            return asked
+            # A queue's signal reaches the task and this supervisor at about the same time.
+            told = asked == "itself" and TOLD.wait(0.2 if sys.argv[1] == "--hold" else 0)
+            return "signal" if told else asked
         except subprocess.TimeoutExpired:
             pass  # still running: look at the lease and at orders
         reap_orphans(child.pid)
@@ -72,8 +114,8 @@ def watch(child: "subprocess.Popen[bytes]", folder: Path, spec: dict[str, Any]) 
         if asked == "itself":
             if stop.exists():
                 asked = "stop"
-            elif now_s > read_number(until) - spec["park_s"]:
-                asked = "lease"
+            elif until.over(spec["park_s"]) or TOLD.is_set():
+                asked = "signal" if TOLD.is_set() else "lease"
                 stop.touch()
             if asked != "itself":
                 kill_at_s = now_s + spec["park_s" if asked == "lease" else "grace_s"]
@@ -84,6 +126,31 @@ def watch(child: "subprocess.Popen[bytes]", folder: Path, spec: dict[str, Any]) 
         elif now_s > kill_at_s:
             for pid in descendants(os.getpid()):
                 signal_one(pid, signal.SIGKILL)
+
+
+class Until:
+    """The end of the lease, from a file "UNTIL BOOT LEFT UNIX": on this machine's own clock where the boot is ours, on
+    another machine as the seconds that were left when it was written, counted from when it was seen, at most to UNIX."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._text = ""
+        self._until_s = float("inf")
+
+    def over(self, early_s: float = 0.0) -> bool:
+        try:
+            text = self._path.read_text()
+        except OSError:
+            text = self._text  # not written yet, or its file system is away: what was seen last counts
+        now_s = time.clock_gettime(time.CLOCK_BOOTTIME)
+        if text and text != self._text:
+            self._text = text
+            until_s, boot, left_s, unix_s = text.split()
+            here = boot == boot_id()
+            self._until_s = (
+                float(until_s) if here else now_s + min(float(left_s), float(unix_s) - time.time())
+            )
+        return now_s > self._until_s - early_s
 
 
 class Throttle:

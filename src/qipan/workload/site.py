@@ -12,6 +12,7 @@ from qipan.quantities import parse_bytes, parse_bytes_per_s, parse_duration_s, p
 from qipan.workload.reader import Value, read_yaml
 
 LEVELS_MAX = 8
+ENGINES = ("local", "simulated", "slurm", "ray", "kubernetes")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +91,17 @@ def parse_site(value: Value, *, pools_needed: bool = True) -> Site:
 
 def _board(value: Value, region: str, level: int) -> BoardSpec:
     fields = value.fields(
-        ("name", "children", "pools", "storage", "engine", "region", "longitude", "latitude")
+        (
+            "name",
+            "children",
+            "pools",
+            "storage",
+            "engine",
+            "engine_options",
+            "region",
+            "longitude",
+            "latitude",
+        )
     )
     if "name" not in fields:
         raise value.error("needs `name`")
@@ -99,7 +110,7 @@ def _board(value: Value, region: str, level: int) -> BoardSpec:
     name = BoardId(fields["name"].text())
     region = fields["region"].text() if "region" in fields else region
     children = fields["children"].items() if "children" in fields else []
-    engine = fields["engine"].choice(("local", "simulated")) if "engine" in fields else "local"
+    engine = fields["engine"].choice(ENGINES) if "engine" in fields else "local"
     return BoardSpec(
         name,
         tuple(
@@ -108,13 +119,26 @@ def _board(value: Value, region: str, level: int) -> BoardSpec:
         tuple(_pool(item, name) for item in fields["pools"].items()) if "pools" in fields else (),
         tuple(_storage(item, name) for item in fields["storage"].items()) if "storage" in fields else (),
         engine,
+        {key: item.text() for key, item in fields["engine_options"].mapping().items()}
+        if "engine_options" in fields
+        else {},
         region=region,
         longitude=_degrees(fields.get("longitude")),
         latitude=_degrees(fields.get("latitude")),
     )
 
 
-CHILD_KEYS = ("name", "children", "pools", "storage", "engine", "region", "longitude", "latitude")
+CHILD_KEYS = (
+    "name",
+    "children",
+    "pools",
+    "storage",
+    "engine",
+    "engine_options",
+    "region",
+    "longitude",
+    "latitude",
+)
 
 
 def _own_name(value: Value) -> str:
@@ -144,7 +168,9 @@ def _degrees(value: Value | None) -> float | None:
 
 
 def _pool(value: Value, board: BoardId) -> Pool:
-    fields = value.fields(("chip", "devices", "per_node", "tariff", "core_share", "failures_per_node_day"))
+    fields = value.fields(
+        ("chip", "devices", "per_node", "tariff", "core_share", "failures_per_node_day", "resource")
+    )
     for needed in ("chip", "devices", "tariff"):
         if needed not in fields:
             raise value.error(f"needs `{needed}`")
@@ -166,6 +192,7 @@ def _pool(value: Value, board: BoardId) -> Pool:
         failures_per_node_day=_number(fields["failures_per_node_day"])
         if "failures_per_node_day" in fields
         else 0.0,
+        resource=fields["resource"].text() if "resource" in fields else "",
     )
 
 

@@ -1,0 +1,43 @@
+"""Which engine a site file's board stands on: the one place where `engine: slurm` becomes an object."""
+
+import hashlib
+from pathlib import Path
+
+from qipan.clock import Clock
+from qipan.engines.leaf import LeafEngine
+from qipan.engines.local import LocalEngine
+from qipan.engines.queue import Queue, QueueLauncher
+from qipan.engines.slurm import Slurm
+from qipan.errors import InvalidInput
+from qipan.hardware import BoardSpec, Pool
+from qipan.leases import EngineId
+from qipan.quantities import parse_duration_s
+
+
+def leaf_engine(board: BoardSpec, folder: Path, clock: Clock, checkpoints: Path) -> LeafEngine:
+    """`folder` holds what the engine knows; with `engine_options: folder`, a place that the nodes see too, it is a link
+    to there."""
+    name = EngineId(f"{board.board}-{board.engine}")
+    if board.engine == "local":
+        return LocalEngine(name, board, folder, clock, checkpoints)
+    shared = board.engine_options.get("folder")
+    if shared:
+        mark = hashlib.blake2b(str(folder.absolute()).encode(), digest_size=4).hexdigest()
+        own = Path(shared) / f"{board.board}-{mark}"  # two boards may use one shared folder
+        own.mkdir(parents=True, exist_ok=True)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if not folder.is_symlink():
+            folder.symlink_to(own, target_is_directory=True)
+    wait_s = parse_duration_s(board.engine_options.get("wait", "20s"))
+    return LeafEngine(name, board, folder.resolve(), clock, checkpoints, QueueLauncher(_queue(board)), wait_s)
+
+
+def inside(board: BoardSpec, pool: Pool, command: list[str]) -> list[str]:
+    """A local command that runs `command` on all devices of a pool of the board's, and waits for it."""
+    return _queue(board).inside(pool, min(pool.devices, pool.devices_per_node), command)
+
+
+def _queue(board: BoardSpec) -> Queue:
+    if board.engine == "slurm":
+        return Slurm(board)
+    raise InvalidInput(f"board {board.board}: no engine {board.engine!r} runs tasks here")

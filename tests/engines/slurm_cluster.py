@@ -1,0 +1,167 @@
+"""A real Slurm cluster on this machine: slurmctld and two slurmd, private munge, two partitions, devices that are files.
+No systemd, no cgroups; everything below one folder, on loopback."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import psutil
+
+CONF = """ClusterName={name}
+SlurmctldHost={host}(127.0.0.1)
+SlurmctldPort={port}
+SlurmUser=root
+SlurmdUser=root
+AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock
+StateSaveLocation={folder}/state
+SlurmdSpoolDir={folder}/spool-%n
+SlurmctldPidFile={folder}/ctld.pid
+SlurmdPidFile={folder}/slurmd-%n.pid
+SlurmctldLogFile={folder}/ctld.log
+SlurmdLogFile={folder}/slurmd-%n.log
+ProctrackType=proctrack/linuxproc
+TaskPlugin=task/none
+SwitchType=switch/none
+MpiDefault=none
+JobAcctGatherType=jobacct_gather/linux
+JobAcctGatherFrequency=2
+SchedulerType=sched/backfill
+SchedulerParameters=bf_interval=2,sched_interval=2
+SelectType=select/cons_tres
+SelectTypeParameters=CR_Core_Memory
+ReturnToService=2
+MinJobAge=600
+KillWait=2
+SlurmdTimeout=10
+SlurmctldTimeout=10
+InactiveLimit=0
+GresTypes=gpu
+JobCompType=jobcomp/filetxt
+JobCompLoc={folder}/jobcomp.txt
+SlurmdParameters=config_overrides
+CommunicationParameters=NoCtldInAddrAny,NoInAddrAny
+DefMemPerCPU=200
+PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
+"""
+
+
+class SlurmCluster:
+    """`nodes` x `devices` GRES devices of type gpu:sim."""
+
+    def __init__(
+        self, folder: Path, name: str = "c0", nodes: int = 2, devices: int = 4, port: int = 16800
+    ) -> None:
+        self.folder, self.name, self.nodes, self.devices, self.port = folder, name, nodes, devices, port
+        self.conf = folder / "slurm.conf"
+        self.processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def up(self, limit_s: float = 60.0) -> "SlurmCluster":
+        folder, host = self.folder, os.uname().nodename.split(".")[0]
+        for below in ("state", "dev"):
+            (folder / below).mkdir(parents=True, exist_ok=True)
+        folder.chmod(0o755)
+        key = folder / "munge.key"
+        if not key.exists():
+            key.write_bytes(os.urandom(128))
+            key.chmod(0o600)
+        lines, gres = [CONF.format(name=self.name, host=host, port=self.port, folder=folder)], []
+        for index in range(self.devices):
+            device = folder / "dev" / f"sim{index}"
+            if not device.exists():
+                os.mknod(
+                    device, 0o600 | 0o020000, os.makedev(1, 3)
+                )  # else Slurm sets no CUDA_VISIBLE_DEVICES
+        for index in range(self.nodes):
+            node = f"{self.name}n{index}"
+            lines.append(
+                f"NodeName={node} NodeHostname={host} NodeAddr=127.0.0.1 Port={self.port + 10 + index} CPUs=16"
+                f" RealMemory=16000 Gres=gpu:sim:{self.devices} State=UNKNOWN\n"
+            )
+            gres.append(f"NodeName={node} Name=gpu Type=sim File={folder}/dev/sim[0-{self.devices - 1}]\n")
+        partitions = lines[0].rfind("PartitionName")
+        self.conf.write_text(lines[0][:partitions] + "".join(lines[1:]) + lines[0][partitions:])
+        (folder / "gres.conf").write_text("".join(gres))
+        self.start("munged", "/usr/sbin/munged", "--foreground", "--force", f"--socket={folder}/munge.sock",
+                   f"--key-file={key}", f"--log-file={folder}/munged.log", f"--pid-file={folder}/munged.pid",
+                   f"--seed-file={folder}/munge.seed", "--num-threads=2")  # fmt: skip
+        self._until(lambda: (folder / "munge.sock").exists(), 10, "munged")
+        self.start_controller()
+        for index in range(self.nodes):
+            self.start_node(index)
+        self.until_nodes(limit_s)
+        return self
+
+    def start(self, name: str, *command: str) -> None:
+        log = (self.folder / f"{name}.out").open("ab")
+        self.processes[name] = subprocess.Popen(
+            command,
+            stdout=log,
+            stderr=log,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,
+            env=self.environment(),
+        )
+
+    def start_controller(self) -> None:
+        self.start("slurmctld", "/usr/sbin/slurmctld", "-D", "-f", str(self.conf))
+
+    def start_node(self, index: int) -> None:
+        node = f"{self.name}n{index}"
+        self.start(f"slurmd-{index}", "/usr/sbin/slurmd", "-D", "-N", node, "-f", str(self.conf))
+
+    def kill(self, name: str) -> None:
+        self.processes[name].send_signal(signal.SIGKILL)
+        self.processes[name].wait()
+
+    def environment(self) -> dict[str, str]:
+        return {**os.environ, "SLURM_CONF": str(self.conf)}
+
+    def run(self, *command: str) -> str:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60, env=self.environment())
+        return done.stdout
+
+    def until_idle(self) -> None:
+        """No job of anybody runs or waits."""
+        self._until(lambda: not self.run("squeue", "-h").strip(), 60, "an idle cluster")
+
+    def until_nodes(self, limit_s: float = 60.0) -> None:
+        """All nodes are idle."""
+        idle = ("sinfo", "-h", "-N", "-t", "idle", "-o", "%N")
+        self._until(lambda: len(self.run(*idle).split()) >= self.nodes, limit_s, "nodes")
+
+    def processes_of(self, hold: str) -> list[psutil.Process]:
+        """Everything that runs below a job's supervisor, and its step daemon: what dies with a machine."""
+        named = [
+            one for one in psutil.process_iter(["cmdline"]) if hold in " ".join(one.info["cmdline"] or [])
+        ]
+        daemons = [above for one in named for above in one.parents() if "slurmstepd" in above.name()]
+        return daemons + [below for one in named for below in [*one.children(recursive=True), one]]
+
+    def down(self) -> None:
+        subprocess.run(["scancel", "--user=root"], env=self.environment(), capture_output=True, timeout=20)
+        for name in sorted(self.processes, reverse=True):
+            process = self.processes[name]
+            if process.poll() is None:
+                process.terminate()
+        for process in self.processes.values():
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        shutil.rmtree(self.folder / "dev", ignore_errors=True)
+
+    def _until(self, done, limit_s: float, what: str) -> None:
+        end_s = time.monotonic() + limit_s
+        while time.monotonic() < end_s:
+            try:
+                if done():
+                    return
+            except (OSError, subprocess.SubprocessError):
+                pass  # not up yet
+            time.sleep(0.1)
+        raise AssertionError(f"{what} not up in {limit_s} s; see {self.folder}")
