@@ -135,9 +135,10 @@ def test_the_command_exits_2_soon_and_small_without_traceback(case, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "path", sorted(str(path) for path in Path("examples").glob("*.yaml") if path.name != "day.yaml")
+    "path",
+    sorted(str(path) for path in Path("examples").glob("*.yaml") if "\nkind: " in "\n" + path.read_text()),
 )
-def test_every_example_reads(path):
+def test_every_example_of_a_task_reads(path):
     assert load_task(path).name
 
 
