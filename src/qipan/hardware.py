@@ -44,6 +44,10 @@ class ChipClass:
     release_year: int | None = None
     linked_devices: int = 0
     compiled: bool = False
+    measured_flops_per_s: dict[str, Figure] = field(
+        default_factory=dict
+    )  # what large products reached, per precision
+    on_request: bool = False  # a site's own and never measured: placed only where a task names it
 
 
 @dataclass(frozen=True, slots=True)

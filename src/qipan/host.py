@@ -13,7 +13,7 @@ from typing import Any
 
 import msgspec
 
-from qipan.catalogue import load_catalogue
+from qipan.catalogue import site_catalogue
 from qipan.channel import Carrier
 from qipan.clock import SystemClock
 from qipan.controller import fact_of, verify
@@ -433,7 +433,7 @@ class Host:
 
 def plan_on(site: Site, task: Task) -> Plan:
     """The plan of a task on a site, ranked as its scheduler will choose.  Needs no server."""
-    plan = plan_task(task, site.root, site.links, vocab=vocabulary(task), chips=load_catalogue().chips)
+    plan = plan_task(task, site.root, site.links, vocab=vocabulary(task), chips=site_catalogue().chips)
     if plan.curve is None:
         return plan
     curve = plan.curve

@@ -20,7 +20,7 @@ from qipan.api.follow import Followed
 from qipan.api.gate import CALLER, Caller, Gate, tenant_token
 from qipan.api.problem import KINDS, Problem, describe_problems, handle_errors, name_of
 from qipan.api.shapes import Answer, Submission, page, read_cursor, read_submission, write_cursor
-from qipan.catalogue import load_catalogue
+from qipan.catalogue import site_catalogue
 from qipan.errors import InvalidInput, NotAllowed, NotFound
 from qipan.host import Host, TaskView
 from qipan.planner import Plan
@@ -328,7 +328,7 @@ def chip_views() -> list[shapes.ChipView]:
             chip.memory_bytes_per_s.value, {name: peak.value for name, peak in chip.peak_flops_per_s.items()},
             chip.devices_per_node, chip.memory_bytes.confidence,
         )
-        for _, chip in sorted(load_catalogue().chips.items())
+        for _, chip in sorted(site_catalogue().chips.items())
     ]  # fmt: skip
 
 

@@ -3,13 +3,15 @@
 A *card* may show several devices (MI250X, Ascend 910C); every figure here is divided to one device.
 """
 
-from dataclasses import dataclass
+import os
+from dataclasses import dataclass, field
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from qipan.catalogue.stacks import Stack, overridden, shipped_stacks
 from qipan.errors import InvalidInput, NotFound
 from qipan.hardware import ChipClass, ChipClassId, Confidence, Figure
 
@@ -20,18 +22,22 @@ NEEDED = ("vendor", "model", "peak_tflops", "memory_gib", "memory_bandwidth_gbs"
 
 @dataclass(frozen=True, slots=True)
 class Catalogue:
-    """`names`: what a vendor's tool prints -> chip class."""
+    """`names`: (stack, what the vendor's tool prints in lower case) -> chip classes.  `detect`: a site's own vendors, as in
+    the probe's vendors.yaml."""
 
     chips: dict[ChipClassId, ChipClass]
-    names: dict[str, ChipClassId]
+    names: dict[tuple[str, str], tuple[ChipClassId, ...]]
+    stacks: dict[str, Stack] = field(default_factory=dict)
+    detect: dict[str, Any] = field(default_factory=dict)
 
     def find(self, name: str) -> ChipClass:
         """By chip class, by a tool's name for it, or by model alone when that is unique.  Raises NotFound."""
         wanted = name.lower()
         if ChipClassId(wanted) in self.chips:
             return self.chips[ChipClassId(wanted)]
-        if name in self.names:
-            return self.chips[self.names[name]]
+        named = {chip for (_, known), chips in self.names.items() if known == wanted for chip in chips}
+        if len(named) == 1:
+            return self.chips[named.pop()]
         found = [chip for chip in self.chips.values() if wanted in chip.chip_class]
         if len(found) == 1:
             return found[0]
@@ -41,36 +47,107 @@ class Catalogue:
             + (f"; found {near}" if near else "; see `qipan chips ls`")
         )
 
+    def match(self, stack: str, name: str, memory_bytes: int = 0) -> str:
+        """The chip class that a tool of this stack means, "" when none: by its name, and where several classes share one, by
+        the nearest memory.  A memory that differs by more than a quarter is another model."""
+        wanted = name.lower()
+        found = self.names.get((stack, wanted), ())
+        found = found or tuple(
+            chip for (of, known), chips in self.names.items()
+            if of == stack and wanted.startswith(known + "_") for chip in chips
+        )  # fmt: skip
+        if memory_bytes:
+            found = tuple(chip for chip in found if abs(self._memory(chip) / memory_bytes - 1) < 0.25)
+        return min(
+            found, key=lambda chip: (abs(self._memory(chip) - memory_bytes), chip), default=ChipClassId("")
+        )
+
+    def _memory(self, chip: ChipClassId) -> float:
+        return self.chips[chip].memory_bytes.value
+
+
+def site_catalogue(*overlays: Path) -> Catalogue:
+    """The shipped facts, this user's overlays (`chips/*.yaml` in the configuration folder, then the files that QIPAN_CHIPS
+    names), `overlays`, and over them what was measured here and has not expired."""
+    import platformdirs
+
+    from qipan.catalogue.measured import with_measured
+
+    kept = sorted((platformdirs.user_config_path("qipan") / "chips").glob("*.yaml"))
+    named = [Path(path) for path in os.environ.get("QIPAN_CHIPS", "").split(os.pathsep) if path]
+    return with_measured(load_catalogue(*kept, *named, *overlays))
+
 
 def load_catalogue(*overlays: Path) -> Catalogue:
-    """The shipped facts, then each overlay's entries over them (the same keys; a new model needs NEEDED).  Raises
-    InvalidInput."""
+    """The shipped facts, then each overlay's entries over them (the same keys; a new model needs NEEDED, and `detect` when its
+    vendor is new too), and its `stacks`.  Raises InvalidInput."""
     text = resources.files("qipan.catalogue").joinpath("accelerators.yaml").read_text(encoding="utf-8")
-    entries = [("catalogue", entry) for entry in _entries(text, "the shipped catalogue")]
+    shipped = _entries(text, "the shipped catalogue")
+    chips = {chip.chip_class: chip for chip in (_chip(entry, "catalogue") for entry in shipped)}
+    named = [(chips[_id(entry)], entry) for entry in shipped]
+    stacks, detect = shipped_stacks(), dict[str, Any]()
     for path in overlays:
         if not path.is_file():
             raise NotFound(f"{path}: no such file; name a YAML file with `accelerators:`")
-        entries += [(str(path), entry) for entry in _entries(path.read_text(encoding="utf-8"), str(path))]
-    chips: dict[ChipClassId, ChipClass] = {}
-    names: dict[str, ChipClassId] = {}
-    for file, entry in entries:
-        chip = _chip(entry, file)
-        chips[chip.chip_class] = chip
-        names.update(dict.fromkeys(entry.get("device_names") or [], chip.chip_class))
-    return Catalogue(dict(sorted(chips.items())), names)
+        document = _document(path.read_text(encoding="utf-8"), str(path))
+        stacks = overridden(stacks, document.get("stacks", {}), str(path))
+        for entry in _entries(path.read_text(encoding="utf-8"), str(path)):
+            chip = _chip(entry, str(path), own=_id(entry) not in chips or chips[_id(entry)].on_request)
+            chips[chip.chip_class] = chip
+            named.append((chip, entry))
+            if "detect" in entry:
+                detect[chip.stack] = _detect(entry, str(path))
+    names: dict[tuple[str, str], tuple[ChipClassId, ...]] = {}
+    for chip, entry in named:
+        for name in entry.get("device_names") or [chip.model]:
+            key = (chip.stack, str(name).lower())
+            if chip.chip_class not in names.get(key, ()):
+                names[key] = (*names.get(key, ()), chip.chip_class)
+    return Catalogue(dict(sorted(chips.items())), names, stacks, detect)
 
 
-def _entries(text: str, file: str) -> list[dict[str, Any]]:
+def _document(text: str, file: str) -> dict[str, Any]:
     try:
         value = yaml.safe_load(text)
     except yaml.YAMLError as error:
         raise InvalidInput(f"is not YAML: {error}", file) from None
-    if not isinstance(value, dict) or not isinstance(value.get("accelerators"), list):
+    if not isinstance(value, dict) or not {"accelerators", "stacks"} & set(value):
+        raise InvalidInput("needs a list `accelerators:`, or `stacks:`", file)
+    return value
+
+
+def _entries(text: str, file: str) -> list[dict[str, Any]]:
+    found = _document(text, file).get("accelerators", [])
+    if not isinstance(found, list):
         raise InvalidInput("needs a list `accelerators:`", file)
-    return [entry for entry in value["accelerators"] if isinstance(entry, dict)]
+    return [entry for entry in found if isinstance(entry, dict)]
 
 
-def _chip(entry: dict[str, Any], file: str) -> ChipClass:
+def _id(entry: dict[str, Any]) -> ChipClassId:
+    return ChipClassId(f"{entry.get('vendor')}/{entry.get('model')}".lower())
+
+
+def _detect(entry: dict[str, Any], file: str) -> dict[str, Any]:
+    """`detect: {command: "newco-smi", nodes: [...], pci: "0x1234", form: table}`; only the command is needed."""
+    facts = entry["detect"]
+    if (
+        not isinstance(facts, dict)
+        or not facts.get("command")
+        or set(facts) - {"command", "nodes", "pci", "form"}
+    ):
+        raise InvalidInput(
+            f"{entry.get('model')}: `detect` has command, and if need be nodes, pci, form", file
+        )
+    command = facts["command"]
+    return {
+        "pci": str(facts.get("pci", "")), "nodes": list(facts.get("nodes", [])),
+        "tools": [command.split() if isinstance(command, str) else list(command)],
+        "forms": [str(facts["form"])] if "form" in facts else ["table", "query", "list"],
+    }  # fmt: skip
+
+
+def _chip(entry: dict[str, Any], file: str, own: bool = False) -> ChipClass:
+    """`own`: a site's own model, which the planner takes by itself only once it was measured."""
     model = str(entry.get("model", "a model without name"))
     missing = [key for key in NEEDED if key not in entry]
     if missing:
@@ -108,6 +185,7 @@ def _chip(entry: dict[str, Any], file: str) -> ChipClass:
         figure(power, 1.0) if power is not None else None, entry.get("release_year"),
         int(_positive(link.get("devices", 1), model, "intra_node.devices", file)) if "devices" in link else 0,
         entry.get("compiled") is True,
+        on_request=own and confidence != "measured",
     )  # fmt: skip
 
 
@@ -117,4 +195,4 @@ def _positive(value: object, model: str, what: str, file: str) -> float:
     return float(value)
 
 
-__all__ = ["Catalogue", "load_catalogue"]
+__all__ = ["Catalogue", "Stack", "load_catalogue", "site_catalogue"]

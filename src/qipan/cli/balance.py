@@ -109,11 +109,11 @@ def of_site(tasks: "list[Task]", site: "Site", chip: str, devices: int, prices: 
 
 
 def _rooms(site: "Site", chip: str, devices: int) -> list[Any]:
-    from qipan.catalogue import load_catalogue
+    from qipan.catalogue import site_catalogue
     from qipan.planner.cluster import known
     from qipan.planner.machine import room_of
 
-    chips = load_catalogue().chips
+    chips = site_catalogue().chips
     found = []
     for board in site.root.walk():
         for pool in board.pools:

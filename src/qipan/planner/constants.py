@@ -71,7 +71,7 @@ def rates(chip: ChipClass, c: Constants) -> Rates:
     clock = 1.0
     if chip.power_w is not None and peak and not chip.compiled:
         clock = min(1.0, (chip.power_w.value / peak / c.full_clock_w_per_flops) ** 0.5)
-    product = peak * c.gemm_share * clock
+    product = reached_flops_per_s(chip) or peak * c.gemm_share * clock
     fp8 = chip.peak_flops_per_s["fp8"].value if "fp8" in chip.peak_flops_per_s else peak
     return Rates(
         product, max(product, fp8 * c.gemm_share * clock * c.fp8_share), peak, clock,
@@ -80,6 +80,12 @@ def rates(chip: ChipClass, c: Constants) -> Rates:
         (chip.nic_bytes_per_s.value or UNKNOWN_NIC) * c.nic_share,
         float(chip.linked_devices or chip.devices_per_node), float(chip.compiled),
     )  # fmt: skip
+
+
+def reached_flops_per_s(chip: ChipClass) -> float:
+    """What large products in the precision of `peak_flops_per_s` were measured to reach; 0.0: not measured."""
+    kind = next((kind for kind in ("bf16", "fp16", "fp32") if kind in chip.peak_flops_per_s), "")
+    return chip.measured_flops_per_s[kind].value if kind in chip.measured_flops_per_s else 0.0
 
 
 def peak_flops_per_s(chip: ChipClass) -> float:

@@ -100,7 +100,7 @@ def plan_task(
     for pool in sorted(
         (pool for board in root.walk() for pool in board.pools), key=lambda pool: pool.pool_id
     ):
-        why = _not_allowed(task, pool, regions[pool.site])
+        why = _not_allowed(task, pool, regions[pool.site], (chips or {}).get(pool.chip_class))
         if why:
             refused.append(Refused(pool.site, pool.chip_class, f"{pool.devices} devices", why))
             continue
@@ -138,8 +138,14 @@ def plan_task(
     return Plan(task.name, ranked, tuple(refused), ranked[0].option_id, curve, assumed, every_s)
 
 
-def _not_allowed(task: Task, pool: Pool, region: str) -> str:
+def _not_allowed(task: Task, pool: Pool, region: str, chip: ChipClass | None = None) -> str:
     limits = task.limits
+    named = any(fnmatchcase(pool.chip_class, pattern) for pattern in limits.chips if pattern.strip("*"))
+    if chip is not None and chip.on_request and pool.probe is None and not named:
+        return (
+            f"{pool.chip_class} is the site's own model and was never measured; `qipan chips measure --as "
+            f"{pool.chip_class}` on its nodes, or name it in limits.chips"
+        )
     if limits.chips and not any(fnmatchcase(pool.chip_class, pattern) for pattern in limits.chips):
         return f"limits.chips is {', '.join(limits.chips)}; add {pool.chip_class} to use it"
     if limits.vendors and pool.chip_class.split("/")[0] not in limits.vendors:
