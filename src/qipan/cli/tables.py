@@ -35,6 +35,8 @@ def _width(text: str) -> int:
 
 
 def print_plan(plan: Plan) -> None:
+    odds = any(option.deadline_odds is not None for option in plan.options)
+    limits = any(option.limit for option in plan.options)
     rows = [
         [
             str(number),
@@ -47,13 +49,18 @@ def print_plan(plan: Plan) -> None:
             f"{format_duration(option.finish_p10_s)}..{format_duration(option.finish_p50_s)}..{format_duration(option.finish_p90_s)}",
             format_duration(option.restart_s),
             format_bytes(option.data_bytes_to_move),
+            *(["-" if option.deadline_odds is None else f"{option.deadline_odds:.0%}"] if odds else []),
+            *([option.limit or "-"] if limits else []),
             option.why_not or "chosen",
         ]
         for number, option in enumerate(plan.options, 1)
     ]
     table(
         f"方案 plan of {plan.task} (finish p10..p50..p90 from its start)",
-        ["#", "", "place", "chip", "devices", "strategy", "cost p50", "finish", "restart", "data", "why not"],
+        ["#", "", "place", "chip", "devices", "strategy", "cost p50", "finish", "restart", "data"]
+        + ["odds"] * odds
+        + ["limited by"] * limits
+        + ["why not"],
         rows,
     )
     if plan.refused:
@@ -75,9 +82,16 @@ def print_option(option: Option) -> None:
         share = seconds / option.step_s
         print(f"  {name:<20} {seconds:9.3f} s {share:6.1%} {'█' * round(share * BAR)}")
     if option.memory_bytes:
-        print(f"  device memory at the peak: {format_bytes(option.memory_bytes)}")
+        print(
+            f"  device memory at the peak: {format_bytes(option.memory_bytes)}, fits with {option.memory_odds:.0%}"
+        )
+        for name, size in option.memory_parts.items():
+            share = size / option.memory_bytes
+            print(f"  {name:<20} {format_bytes(round(size)):>11} {share:6.1%} {'█' * round(share * BAR)}")
     if option.limit:
         print(f"  limited by: {option.limit}; useful time {option.useful_share:.1%}")
+    if option.evidence:
+        print(f"  nearest measured run: {option.evidence}")
     if option.deadline_odds is not None:
         print(f"  odds to end by the deadline: {option.deadline_odds:.0%}")
     finish = (option.finish_p10_s, option.finish_p50_s, option.finish_p90_s)

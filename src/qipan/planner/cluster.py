@@ -1,14 +1,18 @@
 """Points of a task on a pool of catalogue chips that nobody measured: the best layout for each device count."""
 
+import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from qipan.hardware import ChipClass, ChipClassId, Pool
-from qipan.planner.constants import peak_flops_per_s
+from qipan.planner.constants import Constants, peak_flops_per_s, rates
 from qipan.planner.costs import Costs, costs
 from qipan.planner.evidence import CHIPS_WITH_RUNS
+from qipan.planner.memory import SPREAD as MEMORY_SPREAD
+from qipan.planner.memory import memory_parts
+from qipan.planner.sizes import sizes
 from qipan.planner.space import RECOMPUTE, Space, space
 from qipan.strategy import SiteStrategy, Stage, Strategy
 from qipan.workload.model import Model
@@ -35,7 +39,8 @@ PARTS = {
 
 @dataclass(frozen=True, slots=True)
 class Best:
-    """The fastest layout that fits on so many devices.  `parts_s`: where each second of the step goes."""
+    """The fastest layout that fits on so many devices.  `parts_s`: where each second of the step goes; `memory_parts`: where
+    each byte of the fullest device; `memory_odds`: the chance that it fits, the prediction's spread taken as normal."""
 
     devices: int
     step_s: float
@@ -43,6 +48,8 @@ class Best:
     memory_margin: float
     parts_s: dict[str, float]
     strategy: Strategy
+    memory_parts: dict[str, float] = field(default_factory=dict)
+    memory_odds: float = 1.0
 
     @property
     def limit(self) -> str:
@@ -69,7 +76,22 @@ def best_layouts(
         yield Best(
             devices, float(found.step_s[first]), peak, 1 - peak / chip.memory_bytes.value, _parts(found, first),
             _strategy(candidates, first, model, pool.chip_class, chip, seq, seed, pool.site),
+            _memory_parts(candidates, first, model, chip, seq),
+            normal_share((chip.memory_bytes.value - peak) / (MEMORY_SPREAD * peak)),
         )  # fmt: skip
+
+
+def _memory_parts(candidates: Space, at: int, model: Model, chip: ChipClass, seq: int) -> dict[str, float]:
+    one = candidates.only(at)
+    found = memory_parts(
+        sizes(model), one, rates(chip, Constants()), seq, sequence_parallel=one.tensor_parallel > 1
+    )
+    return {name: float(part.ravel()[0]) for name, part in found.items()}
+
+
+def normal_share(deviations: float) -> float:
+    """Share of a normal distribution below so many deviations above its mean."""
+    return 0.5 * math.erfc(-deviations / math.sqrt(2))
 
 
 def _fastest(candidates: Space, model: Model, chip: ChipClass, seq: int) -> tuple[Costs | None, int]:

@@ -16,15 +16,23 @@ FP8_BYTES = 1.3
 
 
 def memory(
-    model: Sizes,
-    space: Space,
-    rates: Rates,
-    seq: Number,
-    *,
-    sequence_parallel: Number,
-    fp8: Number = 0.0,
+    model: Sizes, space: Space, rates: Rates, seq: Number, *, sequence_parallel: Number, fp8: Number = 0.0,
     kernel: Number = 1.0,
-) -> Floats:
+) -> Floats:  # fmt: skip
+    """The sum of `memory_parts`."""
+    parts = memory_parts(
+        model, space, rates, seq, sequence_parallel=sequence_parallel, fp8=fp8, kernel=kernel
+    )
+    total = np.zeros(())
+    for part in parts.values():
+        total = total + part
+    return np.asarray(total)
+
+
+def memory_parts(
+    model: Sizes, space: Space, rates: Rates, seq: Number, *, sequence_parallel: Number, fp8: Number = 0.0,
+    kernel: Number = 1.0,
+) -> dict[str, Floats]:  # fmt: skip
     """Of the first stage: weights and gradients in 16 bits, 12 bytes of optimiser state and fp32 master (Rajbhandari et al.
     2020, section 3), activations (Korthikanti et al. 2022, table 2; without the attention matrix but where scores are
     stored and not recomputed), micro-batches in flight (Narayanan et al. 2021, section 2.2), logits in fp32."""
@@ -39,7 +47,10 @@ def memory(
     far = layers * model.expert_weights / space.expert_parallel
     ranks = dp * cp
     shards = np.where(space.node_sharded, np.maximum(1, np.minimum(ranks, rates.linked / tp)), ranks)
-    states = _states(near, shards, space) + _states(far, np.maximum(1, ranks / space.expert_parallel), space)
+    apart = np.maximum(1, ranks / space.expert_parallel)
+    weights = _held(2.0, near, far, shards, apart, space.zero >= 3)
+    gradients = _held(2.0, near, far, shards, apart, space.zero >= 2)
+    moments = _held(12.0, near, far, shards, apart, space.zero >= 1) * np.where(space.offload, 0.0, 1.0)
     gathered = np.where(space.zero == 3, 2 * HALF_BYTES * model.near_weights / tp, 0.0)
     one = space.micro_batch * seq / cp
     whole = activation_bytes(model, tp, one, sequence_parallel, fp8, recompute=0)
@@ -53,7 +64,11 @@ def memory(
     in_flight = np.minimum(count, pp * (1 + more))
     working = np.where(recompute == 2, whole + scores, np.where(recompute == 1, scores, 0.0))
     logits = np.where(pp == 1, 6.0 * one * model.vocab / tp, 0.0)
-    return np.asarray(states + gathered + layers * each * in_flight + working + logits + CONTEXT_BYTES)
+    return {
+        "weights": np.asarray(weights + gathered), "gradients": gradients, "optimiser": np.asarray(moments),
+        "activations": np.asarray(layers * each * in_flight + working), "logits": np.asarray(logits),
+        "contexts": np.full(1, CONTEXT_BYTES),
+    }  # fmt: skip
 
 
 def activation_bytes(
@@ -72,8 +87,6 @@ def activation_bytes(
     )
 
 
-def _states(weights: Number, shards: Number, space: Space) -> Floats:
-    zero = space.zero
-    held = 2.0 / np.where(zero >= 3, shards, 1) + 2.0 / np.where(zero >= 2, shards, 1)
-    moments = np.where(space.offload, 0.0, 12.0 / np.where(zero >= 1, shards, 1))
-    return np.asarray(weights * (held + moments))
+def _held(each: float, near: Number, far: Number, shards: Number, apart: Number, sharded: Number) -> Floats:
+    """Bytes of the weights near and of the experts, in shards or whole."""
+    return np.asarray(each * (near / np.where(sharded, shards, 1) + far / np.where(sharded, apart, 1)))

@@ -9,12 +9,14 @@ from qipan.curves import Curve, Need, Point
 from qipan.hardware import BoardSpec, ChipClass, ChipClassId, Pool
 from qipan.network import Link, transfer_s
 from qipan.planner.cluster import SAVE_S, START_S, Best, band, best_layouts, failures_per_s, known, why_none
+from qipan.planner.evidence import nearest
+from qipan.planner.risk import finish
 from qipan.planner.steps import best_layout, memory_bytes, strategy_of
 from qipan.planner.useful import checkpoint_every_s as young_s
 from qipan.planner.useful import useful_share
 from qipan.quantities import format_duration, format_money
 from qipan.workload import Task
-from qipan.workload.model import Model
+from qipan.workload.model import Model, parameter_count
 
 #: relative half-width of the 10-90 % band that the closed form itself earns, beside what the probe scattered
 MODEL_BAND = 0.15
@@ -27,7 +29,8 @@ BAND_START = 0.35
 class Option:
     """Seconds count from the start of the task's first attempt; money in micro-CNY.  `why_not` is empty for the
     chosen option.  `on_front`: no other option is both cheaper and earlier.  `deadline_odds`: the chance to end within `limits.deadline`, None without one.  `limit`: which
-    part of the machine costs most beside arithmetic; `parts_s`: where each second of a step goes (catalogue chips)."""
+    part of the machine costs most beside arithmetic; `parts_s`: where each second of a step goes (catalogue chips); `memory_parts`: where
+    each byte of the fullest device, `memory_odds`: the chance that it fits; `evidence`: the nearest measured run."""
 
     option_id: str
     place: str
@@ -54,6 +57,9 @@ class Option:
     limit: str = ""
     parts_s: dict[str, float] = field(default_factory=dict)
     memory_bytes: int = 0
+    memory_parts: dict[str, float] = field(default_factory=dict)
+    memory_odds: float = 1.0
+    evidence: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,15 +126,8 @@ def plan_task(
         )
         for pool, _, label, point, step, layout in raw
     ]
-    kept = []
-    for option in options:
-        why = _over_limits(task, option)
-        if why:
-            refused.append(
-                Refused(option.place, option.chip_class, f"{option.devices} x {option.strategy}", why)
-            )
-        else:
-            kept.append(option)
+    kept = [option for option in options if not _over_limits(task, option)]
+    refused += _out_of_limits(task, [option for option in options if _over_limits(task, option)])
     if not kept:
         return Plan(task.name, (), tuple(refused), "", None)
     used = {option.point_id for option in kept}
@@ -285,6 +284,8 @@ def _option(
         save_s = 2.0 * pool.probe.save_s if pool.probe and not task.run else 0.0
         useful = every_s / (every_s + save_s)
     move_bytes, move_s = _move(links, data_at, pool.site, data_bytes)
+    if layout is not None:
+        return _risked(task, pool, region, label, point, layout, every_s, useful, move_bytes, move_s)
     p50 = move_s + point.start_s + work_s / useful
     p10 = move_s + point.start_s * (1 - BAND_START) + 1.0 / point.rate_p90 / useful
     p90 = move_s + point.start_s * (1 + BAND_START) + 1.0 / point.rate_p10 / useful
@@ -294,8 +295,36 @@ def _option(
         f"{pool.pool_id}:{devices}", pool.site, region, pool.chip_class, devices, label, step, point.start_s,
         point.stop_s + point.start_s, p10, p50, p90, round((p50 - move_s) * price), round((p90 - move_s) * price),
         move_bytes, move_s, useful, _source(task, layout), point.point_id, deadline_odds=_odds(task.limits.deadline_s, p10, p50, p90),
-        limit=layout.limit if layout else "", parts_s=layout.parts_s if layout else {},
-        memory_bytes=round(layout.memory_bytes) if layout else 0,
+    )  # fmt: skip
+
+
+def _risked(
+    task: Task, pool: Pool, region: str, label: str, point: Point, layout: Best, every_s: float, useful: float,
+    move_bytes: int, move_s: float,
+) -> Option:  # fmt: skip
+    """On catalogue chips: the model's error, the start and failures drawn together."""
+    deadline = task.limits.deadline_s
+    name = f"{pool.pool_id}:{layout.devices}"
+    ends = finish(
+        task.work.seed, name, 1.0 / point.rate, (point.rate / point.rate_p90, point.rate / point.rate_p10),
+        point.start_s, BAND_START, every_s, SAVE_S, START_S + SAVE_S + layout.step_s,
+        failures_per_s(pool, layout.devices), None if deadline is None else deadline - move_s,
+    )  # fmt: skip
+    price = pool.tariff_micro_cny_per_device_hour * layout.devices / 3600
+    assert task.model is not None, "a layout was worked out for it"
+    run = nearest(pool.chip_class, parameter_count(task.model), layout.devices, task.work.seq)
+    unknown = (
+        ""
+        if run.chip_class == pool.chip_class
+        else "no run was published on this chip, the band is twice as wide; "
+    )
+    return Option(
+        name, pool.site, region, pool.chip_class, layout.devices, label, layout.step_s, point.start_s,
+        point.stop_s + point.start_s, move_s + ends.p10_s, move_s + ends.p50_s, move_s + ends.p90_s,
+        round(ends.p50_s * price), round(ends.p90_s * price), move_bytes, move_s, useful, _source(task, layout),
+        point.point_id, deadline_odds=ends.odds, limit=layout.limit, parts_s=layout.parts_s,
+        memory_bytes=round(layout.memory_bytes), memory_parts=layout.memory_parts, memory_odds=layout.memory_odds,
+        evidence=f"{unknown}{run}",
     )  # fmt: skip
 
 
@@ -319,6 +348,24 @@ def _move(links: Sequence[Link], source: str, target: str, size: int) -> tuple[i
         return 0, 0.0
     link = next((link for link in links if link.source == source and link.target == target), None)
     return size, transfer_s(link, size) if link else 0.0
+
+
+def _out_of_limits(task: Task, options: Sequence[Option]) -> list[Refused]:
+    """A pool's options that break the same limit are one refusal, that of the option which breaks it least."""
+    groups: dict[tuple[str, str, bool], list[Option]] = {}
+    for option in options:
+        deadline = task.limits.deadline_s
+        late = deadline is not None and option.finish_p50_s > deadline
+        groups.setdefault((option.place, option.chip_class, late), []).append(option)
+    refused = []
+    for (place, chip, late), group in groups.items():
+        least = min(group, key=lambda option: option.finish_p50_s if late else option.cost_p50_micro_cny)
+        counts = sorted(option.devices for option in group)
+        what = f"{least.devices} x {least.strategy}"
+        if len(group) > 1:
+            what += f", and {len(group) - 1} more from {counts[0]} to {counts[-1]} devices"
+        refused.append(Refused(place, chip, what, _over_limits(task, least)))
+    return refused
 
 
 def _over_limits(task: Task, option: Option) -> str:

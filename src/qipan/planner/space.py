@@ -64,6 +64,18 @@ class Space:
     def __len__(self) -> int:
         return len(self.tensor_parallel)
 
+    def only(self, at: int) -> "Space":
+        """One candidate alone."""
+
+        def one(axis: Ints) -> Ints:
+            return axis if len(axis) == 1 else axis[at : at + 1]
+
+        return Space(
+            one(self.tensor_parallel), one(self.pipeline_parallel), one(self.data_parallel), one(self.micro_batch),
+            one(self.virtual), one(self.zero), one(self.recompute), self.rows, one(self.context_parallel),
+            one(self.expert_parallel), one(self.node_sharded), one(self.offload),
+        )  # fmt: skip
+
 
 def space(
     model: Model,
