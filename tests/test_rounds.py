@@ -7,6 +7,7 @@ import pytest
 
 from qipan.rounds import (
     Commit,
+    HungUp,
     Joined,
     Left,
     Own,
@@ -289,6 +290,13 @@ def test_two_that_blame_each_other_lose_the_one_with_less_work():
     )
     assert [member.site for member in rounds.members] == ["a"]
     assert rounds.about("b").barred_until_s > 2.0
+
+
+def test_a_closed_line_is_waited_for_half_a_second_and_forgiven_when_it_comes_back():
+    rounds = told(two_ready(), HungUp("b", 2.0), Seen(2.2, "b"), Seen(2.9, "a"))
+    assert len(rounds.members) == 2
+    rounds = told(rounds, HungUp("b", 3.0), Seen(3.6, "a"))
+    assert [member.site for member in rounds.members] == ["a"]
 
 
 def test_votes_for_unlike_results_never_commit():

@@ -3,6 +3,7 @@
 State is written before an answer that follows from it leaves, so a coordinator that was killed goes on where it was.
 """
 
+import contextlib
 import json
 import socket
 import socketserver
@@ -16,6 +17,7 @@ import msgspec
 
 from qipan.errors import InvalidInput, NotFound
 from qipan.rounds import (
+    HungUp,
     RoundCommand,
     RoundFact,
     Rounds,
@@ -110,23 +112,31 @@ class RoundServer:
             part.rename(self._folder / f"{task}.json")
 
     def _serve(self, stream: socketserver.StreamRequestHandler) -> None:
+        beats = [("", "")]
+        with contextlib.suppress(OSError):  # reset: as good as closed
+            self._answer(stream, beats)
+        task, site = beats[0]
+        if site and not self._closed.is_set():
+            self._decide(task, HungUp(site, 0.0))
+
+    def _answer(self, stream: socketserver.StreamRequestHandler, beats: list[tuple[str, str]]) -> None:
+        """Until the line closes.  Leaves in `beats` the (task, site) whose beat it carries."""
         shown: View | None = None
         for line in stream.rfile:
             try:
                 request = json.loads(line)
                 task, fact = str(request["task"]), decode_fact(request["fact"])
                 if task not in self._tasks:
-                    return
+                    break
             except (ValueError, KeyError, TypeError, InvalidInput):
-                return  # not one of ours
+                break  # not one of ours
             now = self._decide(task, fact)
-            if request.get("wait") and shown is not None and same_view(now, shown):
-                now = self._news(task, shown)
+            if request.get("wait"):
+                beats[0] = (task, fact.site)
+                if shown is not None and same_view(now, shown):
+                    now = self._news(task, shown)
             shown = now
-            try:
-                stream.wfile.write(msgspec.json.encode(now) + b"\n")
-            except OSError:
-                return  # the site left
+            stream.wfile.write(msgspec.json.encode(now) + b"\n")
 
     def _news(self, task: str, shown: View) -> View:
         """The view once it differs from what was shown, or after a while."""

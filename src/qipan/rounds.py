@@ -17,6 +17,7 @@ import msgspec
 from qipan.errors import InvalidInput
 
 BACKOFF_MAX = 6
+HUNG_UP_S = 0.5
 
 
 # ---- facts -----------------------------------------------------------------------------------------------------------
@@ -76,7 +77,15 @@ class Left:
     at_s: float
 
 
-RoundFact = Joined | Seen | Ready | Voted | Left
+@dataclass(frozen=True, slots=True)
+class HungUp:
+    """A site's line closed, as a killed process's does: it has HUNG_UP_S to come back."""
+
+    site: str
+    at_s: float
+
+
+RoundFact = Joined | Seen | Ready | Voted | Left | HungUp
 
 
 # ---- state and what sites are shown ----------------------------------------------------------------------------------
@@ -223,7 +232,9 @@ def same_view(one: View, other: View) -> bool:
     return replace(one, version=0) == replace(other, version=0)
 
 
-FACTS: dict[str, type[RoundFact]] = {kind.__name__: kind for kind in (Joined, Seen, Ready, Voted, Left)}
+FACTS: dict[str, type[RoundFact]] = {
+    kind.__name__: kind for kind in (Joined, Seen, Ready, Voted, Left, HungUp)
+}
 
 
 def encode_fact(fact: RoundFact) -> dict[str, object]:
@@ -294,6 +305,12 @@ def _absorb(state: Rounds, fact: RoundFact) -> Rounds:
         case Left():
             state = _without(state, fact.site)
             return replace(state, known=tuple(one for one in state.known if one.site != fact.site))
+        case HungUp():
+            hung = state.about(fact.site)
+            if hung is None:
+                return state
+            seen_s = min(hung.seen_s, fact.at_s - state.rules.grace_s + HUNG_UP_S)
+            return _know(state, replace(hung, seen_s=seen_s))
         case _:
             return state
 

@@ -38,6 +38,7 @@ class Mailbox:
         self._locks: dict[str, threading.Lock] = {}
         self.sent_bytes = 0
         self.heard_s: dict[str, float] = {}  # site -> when bytes last came
+        self.closed_s: dict[str, float] = {}  # site -> when a line of it closed
         threading.Thread(target=self._listen, daemon=True).start()
 
     def send(self, address: str, head: dict[str, Any], data: Tensor, timeout_s: float) -> None:
@@ -113,6 +114,7 @@ class Mailbox:
                     site = head["site"]
                     data = self._read(connection, data_bytes, site)
                 except (OSError, ValueError, EOFError):
+                    self.closed_s[site] = time.monotonic()
                     return  # the sender left; it comes back on a new connection
                 with self._changed:
                     self._frames.append(

@@ -387,6 +387,7 @@ class Sites:
                 quiet = {
                     site for (site, _), _ in wanted.items()
                     if now_s - max(started_s, self.mailbox.heard_s.get(site, 0.0)) > grace_s
+                    or self.mailbox.closed_s.get(site, 0.0) > self.mailbox.heard_s.get(site, 0.0)
                 }  # fmt: skip
                 late = {site for site in quiet if not self._complete(site, wanted, flight.key)}
                 failed.update(late)

@@ -1,0 +1,316 @@
+"""One rank of `benchmarks.trainer`: `python -m benchmarks.trainer_site ROLE PLAN`.  PLAN is JSON; lines of JSON go out."""
+
+import json
+import os
+import signal
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+import torch
+import torch.distributed as dist
+
+from qipan.round_server import RoundServer
+from qipan.rounds import Rules
+from qipan.strategy import SiteStrategy, Stage, Strategy
+from qipan.trainer.balance import Balance
+from qipan.trainer.data import load_corpus, row_offsets
+from qipan.trainer.loop import LEARNING_RATE, schedule
+from qipan.trainer.session import Session
+from qipan.trainer.sites.outer import Sites
+from qipan.workload import Model
+
+DATA = ("fortunes:tang300+song100",)
+
+
+def say(**values: Any) -> None:
+    print(json.dumps(values), flush=True)
+
+
+def spec(plan: dict[str, Any], vocab: int) -> Model:
+    return Model(
+        "bench",
+        plan["layers"],
+        plan["hidden"],
+        4,
+        4,
+        plan["hidden"] // 4,
+        plan["hidden"] * 3,
+        vocab,
+        tied_embeddings=True,
+    )
+
+
+class Text:
+    def __init__(self, plan: dict[str, Any]) -> None:
+        self.corpus = load_corpus(DATA)
+        self.spec = spec(plan, self.corpus.vocab)
+
+    def batch(self, strategy: Strategy, step: int, first: int, last: int) -> torch.Tensor:
+        offsets = row_offsets(
+            strategy.seed, step, strategy.global_batch_rows, len(self.corpus.train), strategy.seq
+        )
+        tokens = self.corpus.train
+        return torch.from_numpy(np.stack([tokens[at : at + strategy.seq + 1] for at in offsets[first:last]]))
+
+    def unseen(self, session: Session) -> float:
+        """Nat per token on the validation part, whole rows; every rank computes it alone."""
+        seq, tokens = session.strategy.seq, self.corpus.validation
+        rows = (len(tokens) - 1) // seq
+        total = 0.0
+        for i in range(0, rows, 16):
+            starts = [j * seq for j in range(i, min(rows, i + 16))]
+            total += session.layout.loss(
+                torch.from_numpy(np.stack([tokens[a : a + seq + 1] for a in starts]))
+            )
+        return total / (rows * seq)
+
+
+def step_of(session: Session, text: Text, steps: int) -> float:
+    first, last = session.own_rows()
+    began_s = time.perf_counter()
+    session.train(
+        text.batch(session.strategy, session.step, first, last), LEARNING_RATE * schedule(session.step, steps)
+    )
+    return time.perf_counter() - began_s
+
+
+def coordinator(plan: dict[str, Any]) -> None:
+    server = RoundServer(
+        plan["host"],
+        None,
+        lambda _task, command: say(
+            command=type(command).__name__, **msgspec.to_builtins(command), at_s=time.time()
+        ),
+    )
+    server.open("bench", Rules(plan["every"], plan["grace_s"], 1, tuple(plan["sites"]), 120.0))
+    say(address=server.address)
+    signal.pause()
+
+
+def site(plan: dict[str, Any]) -> None:
+    """Train with outer steps for so many tokens or seconds; say what each round cost."""
+    strategy = msgspec.convert(plan["strategy"], type=Strategy)
+    text = Text(plan)
+    session = Session(text.spec, strategy, plan["site"])
+    rounds: list[dict[str, Any]] = []
+
+    def note(event: str, **values: Any) -> None:
+        rounds.append({"event": event, "at_s": time.time(), **values})
+        if event in ("joined", "outside"):
+            say(event=event, at_s=time.time(), **values)
+
+    steps = plan["tokens"] // (strategy.global_batch_rows * strategy.seq)
+    sites = Sites(session, plan["desk"], "bench", plan["host"], note, plan["tokens"])
+    finished = sites.turn()
+    began_s, computed_s, waited_s = time.perf_counter(), 0.0, sites.waited_s
+    cpu_s = time.process_time()
+    done = 0
+    while not finished:
+        took_s = step_of(session, text, steps)
+        time.sleep(plan.get("pad_s", 0.0))
+        took_s += plan.get("pad_s", 0.0)
+        computed_s += took_s
+        done += 1
+        finished = sites.turn(took_s)
+    seconds = time.perf_counter() - began_s
+    sites.leave()
+    say(
+        site=plan["site"], steps=done, tokens=sites.tokens, seconds=seconds, computed_s=computed_s,
+        waited_s=sites.waited_s - waited_s, cpu_s=time.process_time() - cpu_s, loss=text.unseen(session),
+        rounds=[one for one in rounds if one["event"] == "round"],
+    )  # fmt: skip
+    os._exit(0)
+
+
+def ddp(plan: dict[str, Any]) -> None:
+    """Plain torch: DistributedDataParallel over both sites, under torchrun; nothing of Qipan's layouts."""
+    dist.init_process_group("gloo")
+    rank = dist.get_rank()
+    text = Text(plan)
+    strategy = msgspec.convert(plan["strategy"], type=Strategy)
+    alone = SiteStrategy(
+        "one", (replace(strategy.sites[0].stages[0], rows_per_dp=(strategy.global_batch_rows,)),)
+    )
+    real = dist.is_initialized
+    dist.is_initialized = lambda: False  # type: ignore[assignment]
+    model = Session(text.spec, replace(strategy, sites=(alone,), outer=None)).layout.model
+    dist.is_initialized = real  # type: ignore[assignment]
+    wrapped = torch.nn.parallel.DistributedDataParallel(model)
+    optimizer = torch.optim.AdamW(wrapped.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
+    rows = strategy.global_batch_rows // dist.get_world_size()
+    began_s, done = 0.0, 0
+    for step in range(plan["steps"] + 2):
+        if step == 2:
+            began_s = time.perf_counter()
+        batch = text.batch(strategy, step, rank * rows, (rank + 1) * rows)
+        optimizer.zero_grad()
+        logits = wrapped(batch[:, :-1])
+        torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()).backward()
+        optimizer.step()
+        time.sleep(plan.get("pad_s", 0.0))
+        done += step >= 2
+    seconds = time.perf_counter() - began_s
+    if rank == 0:
+        say(steps=done, tokens=done * strategy.global_batch_rows * strategy.seq, seconds=seconds)
+    dist.barrier()
+    os._exit(0)
+
+
+def losses(plan: dict[str, Any]) -> None:
+    """Loss after equal tokens: exact data parallelism, and outer steps between two sites (threads of this process)."""
+    text = Text(plan)
+    for seed in plan["seeds"]:
+        exact = msgspec.convert(plan["exact"], type=Strategy)
+        session = Session(text.spec, replace(exact, seed=seed))
+        steps = plan["tokens"] // (exact.global_batch_rows * exact.seq)
+        while session.step < steps:
+            step_of(session, text, steps)
+        say(seed=seed, every=0, loss=text.unseen(session))
+        for every in plan["every"]:
+            outer = msgspec.convert(plan["outer"], type=Strategy)
+            assert outer.outer is not None
+            made = replace(outer, seed=seed, outer=replace(outer.outer, every=every))
+            server = RoundServer("127.0.0.1")
+            server.open("bench", Rules(every, made.outer.grace_s, 1, tuple(s.id for s in made.sites), 60.0))  # type: ignore[union-attr]
+            found: dict[str, float] = {}
+
+            def run(
+                name: str, made: Strategy = made, desk: str = server.address, found: dict[str, float] = found
+            ) -> None:
+                session = Session(text.spec, made, name)
+                sites = Sites(session, desk, "bench", "127.0.0.1", lambda *_a, **_v: None, plan["tokens"])
+                finished = sites.turn()
+                while not finished:
+                    step_of(session, text, steps)
+                    finished = sites.turn(0.1)  # alike: equal numbers of steps
+                sites.leave()
+                found[name] = text.unseen(session)
+
+            threads = [threading.Thread(target=run, args=(s.id,)) for s in made.sites]
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+            server.close()
+            say(
+                seed=seed,
+                every=every,
+                loss=max(found.values()),
+                apart=max(found.values()) - min(found.values()),
+            )
+    os._exit(0)
+
+
+def mixed(plan: dict[str, Any]) -> None:
+    """Two ranks, one three times slower (a pause a row); then the other one is."""
+    rank, ranks = int(os.environ["RANK"]), 2
+    dist.init_process_group("gloo")
+    text = Text(plan)
+    rows, seq = plan["rows"], plan["seq"]
+    pauses = [plan["row_s"], 3 * plan["row_s"]]
+    pause = [pauses[rank]]
+
+    def opened(strategy: Strategy) -> Session:
+        session = Session(text.spec, strategy)
+        # As a chip would be slower: within the forward pass, where speed is measured.
+        session.layout.model.embedding.register_forward_hook(
+            lambda _m, given, _o: time.sleep(pause[0] * given[0].shape[0])
+        )
+        return session
+
+    def one(rows_per_dp: tuple[int, ...]) -> Strategy:
+        stage = Stage("bench", ((0, plan["layers"]),), dp=len(rows_per_dp), rows_per_dp=rows_per_dp)
+        return Strategy(0, seq, sum(rows_per_dp), (SiteStrategy("here", (stage,)),))
+
+    def rate_alone(own: int) -> float:
+        real = dist.is_initialized
+        dist.is_initialized = lambda: False  # type: ignore[assignment]
+        session = opened(one((own,)))
+        times = [step_of(session, text, 100) for _ in range(7)][2:]
+        dist.is_initialized = real  # type: ignore[assignment]
+        return own / float(np.median(times))
+
+    share = [rows * 3 // 4, rows // 4]
+    rates = torch.tensor(
+        [rate_alone(share[rank]) if r == rank else 0.0 for r in range(ranks)], dtype=torch.float64
+    )
+    dist.all_reduce(rates)
+    dist.barrier()
+    session, balance = opened(one((rows // 2, rows // 2))), Balance()
+    said: list[dict[str, Any]] = []
+    times: list[float] = []
+    for step in range(plan["steps"]):
+        if step == plan["steps"] // 2:
+            pause[0] = pauses[1 - rank]
+        began_s = time.perf_counter()
+        step_of(session, text, 100)
+        told = torch.zeros(ranks, dtype=torch.float64)
+        told[rank] = session.watch.forward_s / session.watch.rows
+        session.watch.clear()
+        dist.all_reduce(told)
+        times.append(time.perf_counter() - began_s)
+        other = balance.rows(session.site, told.tolist())
+        if other is not None:
+            said.append({"step": step, "from": session.site.stages[0].rows_per_dp, "to": other})
+            session.set_rows(other)
+    even = float(np.median(times[:2]))
+    half = plan["steps"] // 2
+    settled = float(np.median(times[half // 2 : half]))
+    reshapes = reshape(plan, text)
+    if rank == 0:
+        say(
+            rates=rates.tolist(),
+            ideal=float(rates.sum()),
+            reached=rows / settled,
+            even=rows / even,
+            times=times,
+            rebalanced=said,
+            changed_at=half,
+            reshape_s=reshapes,
+        )
+    dist.barrier()
+    os._exit(0)
+
+
+def reshape(plan: dict[str, Any], text: Text) -> list[dict[str, Any]]:
+    """Another strategy in the same processes, each way once."""
+    rows, seq, layers = 8, plan["seq"], plan["layers"]
+    half = layers // 2
+
+    def made(**site: Any) -> Strategy:
+        stages = site.pop("stages")
+        return Strategy(0, seq, rows, (SiteStrategy("here", stages, **site),))
+
+    dp = Stage("bench", ((0, layers),), dp=2, rows_per_dp=(rows // 2,) * 2)
+    walk = {
+        "dp2": made(stages=(dp,)),
+        "fsdp2": made(stages=(dp,), zero=3),
+        "tp2": made(stages=(Stage("bench", ((0, layers),), tp=2, rows_per_dp=(rows,)),)),
+        "pp2": made(stages=tuple(Stage("bench", cut, rows_per_dp=(rows,)) for cut in (((0, half),), ((half, layers),))), micro_batches=4, schedule="1f1b"),
+        "dp2 again": made(stages=(dp,)),
+    }  # fmt: skip
+    shared = [tempfile.mkdtemp(prefix="qipan-bench-")]
+    dist.broadcast_object_list(shared)
+    session, found, before = Session(text.spec, walk["dp2"]), [], "dp2"
+    step_of(session, text, 100)
+    for name, strategy in list(walk.items())[1:]:
+        seconds = session.reshape(strategy, Path(shared[0]))
+        found.append({"from": before, "to": name, "seconds": seconds})
+        step_of(session, text, 100)
+        before = name
+    return found
+
+
+ROLES = {"coordinator": coordinator, "site": site, "ddp": ddp, "losses": losses, "mixed": mixed}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    ROLES[sys.argv[1]](json.loads(sys.argv[2]))
