@@ -182,8 +182,8 @@ def losses(plan: dict[str, Any]) -> None:
             found: dict[str, float] = {}
 
             def run(
-                name: str, made: Strategy = made, desk: str = server.address, found: dict[str, float] = found
-            ) -> None:
+                name: str, made: Strategy = made, desk: str = server.address, found: dict[str, float] = found, steps: int = steps,
+            ) -> None:  # fmt: skip
                 session = Session(text.spec, made, name)
                 sites = Sites(session, desk, "bench", "127.0.0.1", lambda *_a, **_v: None, plan["tokens"])
                 finished = sites.turn()

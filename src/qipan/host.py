@@ -18,7 +18,7 @@ from qipan.channel import Carrier
 from qipan.clock import SystemClock
 from qipan.controller import fact_of, verify
 from qipan.curves import Curve
-from qipan.engines.leaf import LeafEngine
+from qipan.engines.leaf import LeafEngine, free_port
 from qipan.engines.make import leaf_engine
 from qipan.errors import Infeasible, InvalidInput, NotFound, OverLimit
 from qipan.events import BudgetRaised, CancelRequested, ParkRequested, TaskExited, TaskProgress, TaskSubmitted
@@ -27,7 +27,10 @@ from qipan.leases import Order, Receipt, TaskId, Usage
 from qipan.ledger import Books, Tariff, check_balances, make_receipt
 from qipan.ledger.transfer import move
 from qipan.planner import Option, Plan, plan_task, rank
+from qipan.planner.sites import plan_sites
 from qipan.quantities import format_money
+from qipan.round_server import RoundServer
+from qipan.rounds import Rules
 from qipan.scheduler import Settings
 from qipan.scheduler.bids import most_efficient, worth_of
 from qipan.scheduler.limits import why_waiting_text
@@ -36,6 +39,7 @@ from qipan.store import Store, StoreFolder
 from qipan.tree import Tree, build_tree
 from qipan.workload import Launch, Task
 from qipan.workload.site import Site
+from qipan.workload.task import Part
 
 LOOP_S = 0.05
 FORGET_EVERY_S = 3600.0
@@ -108,8 +112,28 @@ class Host:
         if self.tree.root.state.parked:
             self.tree.root.accept(ParkRequested(False, "up"))
         self._stop = threading.Event()
+        self._round_server: RoundServer | None = None
+        if (folder / "rounds.port").exists():
+            self._rounds()
         self._take_up()
         self.keep_s, self._forgot_s = keep_s, float("-inf")
+
+    def _rounds(self) -> RoundServer:
+        """The coordinator of tasks over several sites.  It keeps its port, for the tasks that run on know it."""
+        if self._round_server is None:
+            path = self.folder / "rounds.port"
+            port = int(path.read_text()) if path.exists() else 0
+            self._round_server = RoundServer("127.0.0.1", self.folder / "rounds", port=port)
+            path.write_text(self._round_server.address.rpartition(":")[2])
+            for task_id, _ in self.store.submissions():
+                self._open_rounds(task_id, self.submitted_task(task_id))
+        return self._round_server
+
+    def _open_rounds(self, task_id: str, task: Task) -> None:
+        if task.sites is not None and self._round_server is not None:
+            sites = task.sites
+            names = tuple(part.at for part in sites.parts)
+            self._round_server.open(task_id, Rules(sites.every, sites.grace_s, sites.min_sites, names))
 
     def _take_up(self) -> None:
         """A submission whose fact was not stored before a crash is handed in again: once taken, never lost."""
@@ -120,12 +144,19 @@ class Host:
             found = self.store.submission(task_id)
             assert found is not None
             task, plan = msgspec.json.decode(found[1], type=Task), msgspec.json.decode(found[2], type=Plan)
-            self.tree.root.accept(self._submitted(task, TaskId(task_id), plan, submitted_s))
+            if task.sites is None:  # its parts are submissions of their own
+                self.tree.root.accept(self._submitted(task, TaskId(task_id), plan, submitted_s))
 
     def _submitted(self, task: Task, task_id: TaskId, plan: Plan, now_s: float) -> TaskSubmitted:
         assert plan.curve is not None
         hold = task.limits.max_cost_micro_cny or plan.options[0].cost_p90_micro_cny
         order = order_of(self.site, task, task_id, plan.curve, now_s)
+        if task.part is not None:
+            order = replace(
+                order,
+                gang=task.part.gang,
+                launch=msgspec.json.encode(Launch(task, part_environment(task.part))),
+            )
         return TaskSubmitted(order, hold, task.limits.max_cost_micro_cny)
 
     def _engine(self, board: BoardSpec) -> LeafEngine:
@@ -186,6 +217,8 @@ class Host:
                 engine.close()
             for store in self.stores.values():
                 store.close()
+        if self._round_server is not None:
+            self._round_server.close()
 
     @property
     def engines(self) -> dict[BoardId, LeafEngine]:
@@ -208,6 +241,8 @@ class Host:
                         f"the key {key[:80]!r} submitted another task ({known}); use a new key"
                     )
                 return known, self.submitted_plan(known)
+            if task.sites is not None:
+                return self._submit_sites(task, key)
             plan = self.plan(task)
             if plan.curve is None:
                 reasons = "; ".join(f"{refused.place}: {refused.why}" for refused in plan.refused)
@@ -220,6 +255,29 @@ class Host:
             self.tree.root.accept(fact)
             self.step()
             return task_id, plan
+
+    def _submit_sites(self, task: Task, key: str | None) -> tuple[str, Plan]:
+        """Each part is submitted as a task of its own; the whole one is their sum."""
+        task_id, now_s = self._new_id(task.name), self.clock.now_s()
+        parts, plan = plan_parts(self.site, task, task_id, self._rounds().address)
+        facts = [self._submitted(part, TaskId(name), own, now_s) for name, (part, own) in parts.items()]
+        self._check_funds(facts[0].order.tenant, sum(fact.hold_micro_cny for fact in facts))
+        self.store.save_submission(task_id, key, now_s, msgspec.json.encode(task), msgspec.json.encode(plan))
+        self._open_rounds(task_id, task)
+        for fact, (name, (part, own)) in zip(facts, parts.items(), strict=True):
+            self.store.save_submission(name, None, now_s, msgspec.json.encode(part), msgspec.json.encode(own))
+            self.tree.root.accept(fact)
+        self.step()
+        return task_id, plan
+
+    def parts(self, task_id: str) -> list[str]:
+        """The ids of a task's parts; itself when it has none."""
+        found = self.store.submission(task_id)
+        if found is None or b'"parts"' not in found[1]:
+            return [task_id]
+        if msgspec.json.decode(found[1], type=Task).sites is None:
+            return [task_id]
+        return [name for name, _ in self.store.submissions() if name.startswith(f"{task_id}.")]
 
     def _new_id(self, name: str) -> str:
         taken = set(self.store.submitted_as(name))
@@ -260,6 +318,14 @@ class Host:
         submission = self.store.submission(task_id)
         assert submission is not None
         task = msgspec.json.decode(submission[1], type=Task)
+        if task.sites is not None:
+            return whole_view(
+                task_id,
+                task,
+                tenant_of(self.site, task),
+                submitted_s,
+                [self._part_view(name) for name in self.parts(task_id)],
+            )
         root = self.tree.root.state
         over = root.over.get(TaskId(task_id))
         live = root.tasks.get(TaskId(task_id))
@@ -276,6 +342,11 @@ class Host:
             task_id, task.name, tenant, state, live.place, live.point_id, devices, live.attempt,
             live.done_s / work_s, live.saved_s / work_s, why_waiting_text(root, live, self.clock.now_s()), submitted_s,
         )  # fmt: skip
+
+    def _part_view(self, task_id: str) -> TaskView:
+        found = self.store.submission(task_id)
+        assert found is not None
+        return self._view(task_id, found[0])
 
     def submitted_task(self, task_id: str) -> Task:
         found = self.store.submission(task_id)
@@ -294,7 +365,8 @@ class Host:
             told = [
                 {"at_s": at_s, "board": board, "verdict": verdict, "text": text}
                 for board, store in self.stores.items()
-                for at_s, verdict, text in store.reasons_of(task_id)
+                for name in self.parts(task_id)
+                for at_s, verdict, text in store.reasons_of(name)
             ]
             told.sort(key=lambda entry: (entry["at_s"], [*self.stores].index(BoardId(str(entry["board"])))))
             waiting = why_waiting(
@@ -305,7 +377,8 @@ class Host:
     def cancel(self, task_id: str, by: str) -> None:
         self.task(task_id)
         with self.lock:
-            self.tree.root.accept(CancelRequested(TaskId(task_id), by))
+            for name in self.parts(task_id):
+                self.tree.root.accept(CancelRequested(TaskId(name), by))
             self.step()
 
     def raise_budget(self, task_id: str, budget_micro_cny: int, by: str) -> None:
@@ -337,7 +410,9 @@ class Host:
         """The task's facts at the top board, oldest first."""
         self.task(task_id)
         with self.lock:
-            rows = self.store.facts_of(task_id, after=after)
+            rows = sorted(
+                row for name in self.parts(task_id) for row in self.store.facts_of(name, after=after)
+            )
         return [
             {
                 "fact_id": fact_id,
@@ -356,10 +431,12 @@ class Host:
 
     def _log_text(self, task_id: str) -> str:
         texts = []
-        for path in self._attempts(task_id):
-            log = path / "log.txt"
-            body = log.read_text(errors="replace") if log.exists() else ""
-            texts.append(f"--- attempt {path.name.rsplit('-', 1)[1]} ---\n{body}")
+        for name in self.parts(task_id):
+            for path in self._attempts(name):
+                log = path / "log.txt"
+                body = log.read_text(errors="replace") if log.exists() else ""
+                part = name.removeprefix(task_id).replace(".", " ", 1)
+                texts.append(f"---{part} attempt {path.name.rsplit('-', 1)[1]} ---\n{body}")
         return "".join(texts)
 
     def _attempts(self, task_id: str) -> list[Path]:
@@ -372,7 +449,9 @@ class Host:
 
     def progress(self, task_id: str) -> list[tuple[float, TaskProgress]]:
         with self.lock:
-            rows = self.store.facts_of(task_id, ["task_progress"])
+            rows = sorted(
+                row for name in self.parts(task_id) for row in self.store.facts_of(name, ["task_progress"])
+            )
         found = []
         for _, at_s, body in rows:
             fact = fact_of(body)
@@ -382,7 +461,9 @@ class Host:
 
     def exits(self, task_id: str) -> list[TaskExited]:
         with self.lock:
-            rows = self.store.facts_of(task_id, ["task_exited"])
+            rows = sorted(
+                row for name in self.parts(task_id) for row in self.store.facts_of(name, ["task_exited"])
+            )
         found = []
         for _, _, body in rows:
             fact = fact_of(body)
@@ -403,16 +484,16 @@ class Host:
     def bill(self, task_id: str) -> Receipt:
         """The receipt of a task that is over, or of its ended attempts so far."""
         view = self.task(task_id)
-        usages: dict[tuple[int, str], Usage] = {}
+        usages: dict[tuple[str, int, str], Usage] = {}
         lost_s = 0.0
         for fact in self.exits(task_id):
-            if (fact.attempt, fact.usage.board) not in usages and fact.outcome in (
+            if (fact.task_id, fact.attempt, fact.usage.board) not in usages and fact.outcome in (
                 "lost",
                 "failed",
                 "cancelled",
             ):
                 lost_s += max(0.0, fact.done_s - fact.saved_s)
-            usages[fact.attempt, fact.usage.board] = fact.usage
+            usages[fact.task_id, fact.attempt, fact.usage.board] = fact.usage
         return make_receipt(
             TaskId(task_id), view.tenant, usages.values(), self.tariff.of, view.state, lost_s, self._sign
         )
@@ -420,7 +501,7 @@ class Host:
     def charged(self, task_id: str) -> int:
         """What the ledger took for the task: must equal the receipt."""
         with self.lock:
-            rows = self.store.postings_about(task_id)
+            rows = [row for name in self.parts(task_id) for row in self.store.postings_about(name)]
         return sum(amount for _key, account, amount, _currency in rows if account.startswith("provider/"))
 
     def _sign(self, body: bytes) -> str:
@@ -431,8 +512,56 @@ class Host:
         return hmac.new(path.read_bytes(), body, hashlib.sha256).hexdigest()
 
 
+def whole_view(task_id: str, task: Task, tenant: str, submitted_s: float, parts: list[TaskView]) -> TaskView:
+    """A task of several parts is over when all are; until then it is what its busiest part is."""
+    states = [part.state for part in parts]
+    order = ("failed", "cancelled", "done") if all(s in ("done", "failed", "cancelled") for s in states) else (
+        "running", "starting", "resizing", "stopping", "reserved", "reserving", "parked", "queued", "done"
+    )  # fmt: skip
+    state = next((one for one in order if one in states), "queued")
+    waiting = "; ".join(f"{part.task_id}: {part.waiting}" for part in parts if part.waiting)
+    return TaskView(
+        task_id, task.name, tenant, state, " + ".join(sorted({part.place for part in parts if part.place})),
+        " + ".join(part.point for part in parts if part.point), sum(part.devices for part in parts),
+        max((part.attempt for part in parts), default=0), min((part.progress for part in parts), default=0.0),
+        min((part.saved for part in parts), default=0.0), waiting, submitted_s,
+    )  # fmt: skip
+
+
+def part_environment(part: Part) -> dict[str, str]:
+    return {
+        "QIPAN_SITE": part.site,
+        "QIPAN_ROUNDS": part.coordinator,
+        "QIPAN_ROUNDS_TASK": part.of,
+        "QIPAN_LINK_BYTES_PER_S": str(part.link_bytes_per_s),
+    }
+
+
+def plan_parts(
+    site: Site, task: Task, task_id: str, coordinator: str
+) -> tuple[dict[str, tuple[Task, Plan]], Plan]:
+    """Each part with its plan, under one strategy; and the plan of all of them together.  Raises Infeasible."""
+    assert task.sites is not None
+    endpoints = {part.at: f"127.0.0.1:{free_port()}" for part in task.sites.parts}
+    whole = plan_sites(task, task_id, site.root, site.links, coordinator, endpoints)
+    parts: dict[str, tuple[Task, Plan]] = {}
+    for name, part in whole.parts.items():
+        plan = plan_on(site, part)
+        if plan.curve is None:
+            raise Infeasible(
+                f"{name}: " + "; ".join(f"{refused.place}: {refused.why}" for refused in plan.refused)
+            )
+        points = tuple(replace(point, strategy=whole.strategy) for point in plan.curve.points)
+        parts[name] = (part, replace(plan, curve=replace(plan.curve, points=points)))
+    options = tuple(replace(plan.options[0], why_not="") for _, plan in parts.values())
+    first = next(iter(parts.values()))[1]
+    return parts, replace(first, task=task.name, options=options, refused=(), curve=None)
+
+
 def plan_on(site: Site, task: Task) -> Plan:
     """The plan of a task on a site, ranked as its scheduler will choose.  Needs no server."""
+    if task.sites is not None:
+        return plan_parts(site, task, task.name, "")[1]
     plan = plan_task(task, site.root, site.links, vocab=vocabulary(task), chips=site_catalogue().chips)
     if plan.curve is None:
         return plan

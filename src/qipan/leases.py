@@ -60,6 +60,7 @@ class Order:
     fence: tuple[
         int, ...
     ] = ()  # (term, generation) of each board's placement, from the top: grows with every one
+    gang: tuple[str, ...] = ()  # tasks that start together or not at all
     above: str = ""  # the lease that the placing board holds from its own parent
 
 

@@ -43,6 +43,7 @@ class RoundServer:
         host: str,
         folder: Path | None = None,
         say: Callable[[str, RoundCommand], None] = lambda _task, _command: None,
+        port: int = 0,
     ) -> None:
         self._folder, self._say = folder, say
         self._tasks: dict[str, Rounds] = {}
@@ -60,7 +61,7 @@ class RoundServer:
                 self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 outer._serve(self)
 
-        self._server = socketserver.ThreadingTCPServer((host, 0), Handler, bind_and_activate=False)
+        self._server = socketserver.ThreadingTCPServer((host, port), Handler, bind_and_activate=False)
         self._server.daemon_threads = True
         self._server.allow_reuse_address = True
         self._server.server_bind()

@@ -44,6 +44,7 @@ from qipan.events import (
 from qipan.hardware import BoardSpec, ChipClassId
 from qipan.leases import EngineId, LeaseId, Offer, Order, TaskId, Usage
 from qipan.workload import Launch
+from qipan.workload.task import Part
 
 PROGRESS_S = 1.0
 STOP_GRACE_S = 30.0
@@ -51,6 +52,7 @@ PARK_S = 5.0  # a checkpoint is given at least so long, of a lease that is long 
 PARKING_SHARE = 0.25  # of a lease at most: so much is set aside at its end for parking
 MARGIN_S = 5.0  # beyond the end of its lease, after which an attempt that nobody can see is taken for gone
 START_S = 5.0  # a supervisor that has given no sign for so long is looked for
+PARKED_BESIDE = re.compile(r"exitcode\s*:\s*75\b")  # the trainer's word: another part of its site was stopped
 KILLED = re.compile(
     r"exitcode\s*:\s*-9|Signal 9 \(SIGKILL\)|Connection closed by peer|Connection reset by peer"
 )
@@ -416,7 +418,7 @@ class LeafEngine:
         launch = msgspec.json.decode(held.order.launch, type=Launch)
         own = bool(launch.task.run)
         spec = {
-            "command": self._launcher.command(hold, launch.task.run),
+            "command": joined(self._launcher.command(hold, launch.task.run), launch.task.part),
             "env": self._environment(held, launch, point, folder, ranks),
             "cwd": launch.task.workdir
             if own and Path(launch.task.workdir).is_dir()
@@ -439,7 +441,8 @@ class LeafEngine:
         self, held: Held, launch: Launch, point: Point, folder: Path, ranks: list[str]
     ) -> dict[str, str]:
         task_id = held.order.task_id
-        checkpoints = self._checkpoints / task_id
+        part = launch.task.part  # parts at one site write one checkpoint
+        checkpoints = self._checkpoints / (f"{part.of}.{part.site}" if part is not None else task_id)
         checkpoints.mkdir(parents=True, exist_ok=True)
         every_s = launch.task.checkpoint.every_s
         return {
@@ -528,9 +531,19 @@ class LeafEngine:
                 case "done":
                     reading.finished = True
                     said = line.decode(errors="replace")
-                case "ready" | "resumed" | "validation" | "parked":
+                case (
+                    "ready"
+                    | "resumed"
+                    | "validation"
+                    | "parked"
+                    | "rebalanced"
+                    | "reshaped"
+                    | "joined"
+                    | "outside"
+                    | "round"
+                ):
                     said = line.decode(errors="replace")
-                    if event["event"] != "validation":
+                    if event["event"] not in ("validation", "round"):
                         self._report(task_id, held, folder, reading, said)
                 case _:
                     continue  # another program's line
@@ -604,6 +617,8 @@ class LeafEngine:
         tail = _tail(folder / "log.txt")
         if isinstance(code, int) and code < 0:
             return "lost", f"killed by signal {-code}"
+        if PARKED_BESIDE.search(tail):
+            return "parked", "another part of its site was stopped"
         if KILLED.search(tail):
             return "lost", "a worker was killed (SIGKILL)"
         last = [line for line in tail.splitlines() if line.strip()][-5:]
@@ -741,6 +756,22 @@ def torchrun(python: str, nodes: int, ranks_per_node: int, endpoint: str, enter:
         python, "-m", "torch.distributed.run", f"--nnodes={nodes}", f"--nproc-per-node={ranks_per_node}",
         "--max-restarts=0", "--rdzv-backend=c10d", f"--rdzv-endpoint={endpoint}", "--no-python", *program,
     ]  # fmt: skip
+
+
+def joined(command: list[str], part: Part | None) -> list[str]:
+    """The same command as one node of its site's world."""
+    if part is None or part.nodes == 1:
+        return command
+    host, _, port = part.endpoint.rpartition(":")
+    own = [word for word in command if not word.startswith(("--nnodes=", "--rdzv-"))]
+    at = own.index("--max-restarts=0")
+    more = [
+        f"--nnodes={part.nodes}",
+        f"--node-rank={part.node_rank}",
+        f"--master-addr={host}",
+        f"--master-port={port}",
+    ]
+    return [*own[:at], *more, *own[at:]]
 
 
 def free_port() -> int:

@@ -56,7 +56,7 @@ def start_granted(state: State, draft: Draft) -> None:
         if task.parent is not None and not task.parent.started:
             continue
         assert task.engine is not None
-        if task.engine in state.uncounted:
+        if task.engine in state.uncounted or not _gang_is_held(state, task):
             continue
         assert task.lease_id is not None
         if state.engines[task.engine].chooses:
@@ -77,6 +77,15 @@ def start_granted(state: State, draft: Draft) -> None:
         assert task.lease_id is not None
         command = Start(task.task_id, task.lease_id, state.term, task.generation, task.attempt, points)
         draft.commands.append(ToEngine(task.engine, command))
+
+
+def _gang_is_held(state: State, task: TaskState) -> bool:
+    """A gang starts when the leases of all its parts are granted; until then they wait, or lapse.  A part that comes
+    back later joins what runs."""
+    if task.parent is not None or task.attempt > 0:
+        return True
+    others = [state.tasks.get(TaskId(name)) for name in task.order.gang if name != task.task_id]
+    return all(one is not None and one.phase not in (Phase.QUEUED, Phase.RESERVING) for one in others)
 
 
 def _usable(state: State, *, chooses: bool) -> dict[EngineId, EngineState]:

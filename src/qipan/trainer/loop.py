@@ -34,14 +34,16 @@ WARM_UP_STEPS = 20
 PROGRESS_S = 0.5
 RESHAPE_S = 3.0  # expected before one was measured
 EVALUATION_ROWS = 16
+PARKED_BESIDE = 75
 ROUNDS_DONE = "rounds-done"
 
 
 def main() -> None:
     try:
-        Run().train()
+        run = Run()
+        run.train()
         sys.stdout.flush()
-        os._exit(0)  # gloo's threads now and then abort in the interpreter's own tear-down
+        os._exit(run.exit_code)  # gloo's threads now and then abort in the interpreter's own tear-down
     except QipanError as error:
         print(f"qipan.trainer: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
@@ -70,10 +72,12 @@ class Run:
         assert self.task.model is not None
         spec = replace(self.task.model, vocab=self.task.model.vocab or self.corpus.vocab)
         self.session = Session(spec, strategy, self.site_id)
-        self.steps = self.task.work.tokens // (strategy.global_batch_rows * strategy.seq)
+        self.work = self.task.part.work if self.task.part is not None else self.task.work
+        self.steps = self.work.tokens // (strategy.global_batch_rows * strategy.seq)
         self.balance = Balance()
         self.reshape_s = RESHAPE_S
         self.sites: Sites | None = None
+        self.exit_code = 0
 
     def train(self) -> None:
         self._resume()
@@ -82,7 +86,7 @@ class Run:
         if self.session.strategy.outer is not None and "QIPAN_ROUNDS" in os.environ:
             self.sites = Sites(
                 self.session, os.environ["QIPAN_ROUNDS"], os.environ.get("QIPAN_ROUNDS_TASK", self.task.name),
-                os.environ.get("QIPAN_ADDRESS", "127.0.0.1"), self._say, self.task.work.tokens, _rounds_done(self.folder),
+                os.environ.get("QIPAN_ADDRESS", "127.0.0.1"), self._say, self.work.tokens, _rounds_done(self.folder),
             )  # fmt: skip
         stopped = self._steps()
         if self.sites is not None:
@@ -125,6 +129,8 @@ class Run:
                 saved_s = time.time()
             if stop and not finished:
                 self._say("parked", step=step)
+                if self.control is not None and not self.control.exists():
+                    self.exit_code = PARKED_BESIDE  # another node of this site was told to stop
                 return True
             if not finished:
                 self._rebalance(row_s, now_s - began_s)
@@ -143,7 +149,8 @@ class Run:
         """What all ranks must do alike: (loss in nat per token, stop, save, seconds a row took on each rank; empty until
         they have computed for long enough to tell)."""
         session, rank = self.session, self.world.rank
-        asked = self.asked_to_stop or (rank == 0 and self.control is not None and self.control.exists())
+        first = os.environ.get("LOCAL_RANK", "0") == "0"  # of its node: each node may be told to stop
+        asked = self.asked_to_stop or (first and self.control is not None and self.control.exists())
         ranks = self.world.size
         told = torch.zeros(3 + 2 * ranks, dtype=torch.float64)
         told[0], told[1], told[2] = share, float(asked), float(due and rank == 0)
@@ -232,16 +239,22 @@ class Run:
 
     def _say_progress(self, loss: float, step_s: float, row_s: list[float]) -> None:
         session = self.session
-        rows = session.strategy.global_batch_rows
+        tokens = session.strategy.global_batch_rows * session.strategy.seq
+        step = (
+            session.step if self.sites is None else self.sites.tokens // tokens
+        )  # of the whole, not of this site
         self._say(
-            "progress", step=session.step, steps=self.steps, tokens=session.step * rows * session.strategy.seq,
-            loss=round(loss, 4), step_s=round(step_s, 4), rows_per_s=round(rows / step_s, 2),
+            "progress", step=step, steps=self.steps, tokens=step * tokens,
+            loss=round(loss, 4), step_s=round(step_s, 4), rows_per_s=round(session.site.rows / step_s, 2),
             **({"forward_rows_per_s": [round(1 / s, 1) if s else 0 for s in row_s]} if row_s else {}),
         )  # fmt: skip
 
     def _say(self, event: str, **values: object) -> None:
-        if self.world.rank != 0:
-            return
+        leads = (
+            os.environ.get("LOCAL_RANK", "0") == "0" if self.task.part is not None else self.world.rank == 0
+        )
+        if not leads:
+            return  # each part of a site tells its own engine
         line = json.dumps({"event": event, "at_s": round(time.time(), 3), **values})
         if self.events:
             with open(self.events, "a") as file:

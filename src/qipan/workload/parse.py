@@ -3,7 +3,7 @@
 import re
 from dataclasses import replace
 from pathlib import Path
-from typing import cast, get_args
+from typing import Literal, cast, get_args
 
 from qipan.errors import InvalidInput, NotFound
 from qipan.quantities import parse_count, parse_duration_s, parse_money_micro_cny
@@ -11,11 +11,24 @@ from qipan.workload.cards import CARDS
 from qipan.workload.huggingface import load_config
 from qipan.workload.model import Model, Moe
 from qipan.workload.reader import Value, did_you_mean, read_yaml
-from qipan.workload.task import Checkpoint, Kind, Limits, Load, Objective, Replicas, Shape, Slo, Task, Work
+from qipan.workload.task import (
+    Checkpoint,
+    Kind,
+    Limits,
+    Load,
+    Objective,
+    Replicas,
+    Shape,
+    SiteChips,
+    Sites,
+    Slo,
+    Task,
+    Work,
+)
 
 KEYS = (
     "kind", "name", "model", "data", "work", "objective", "limits", "elastic", "checkpoint", "run", "devices", "env",
-    "on_partition", "profile", "slo", "load", "replicas", "foreach", "stages", "tenant",
+    "on_partition", "profile", "slo", "load", "replicas", "foreach", "stages", "tenant", "sites",
 )  # fmt: skip
 KINDS = get_args(Kind)
 OBJECTIVES = get_args(Objective)
@@ -85,6 +98,7 @@ def _task(top: Value, workdir: str) -> Task:
         load=_load(fields["load"]) if "load" in fields else None,
         replicas=_replicas(fields["replicas"]) if "replicas" in fields else None,
         foreach=tuple(item.text() for item in fields["foreach"].items()) if "foreach" in fields else (),
+        sites=_sites(fields["sites"]) if "sites" in fields else None,
         stages=tuple(_task(item, workdir) for item in fields["stages"].items()) if "stages" in fields else (),
     )
     if task.run and "devices" not in fields and not (task.model is not None and task.work.tokens):
@@ -128,6 +142,10 @@ def _check(top: Value, fields: dict[str, Value], task: Task) -> None:
     stages = [stage.name for stage in task.stages]
     if len(set(stages)) < len(stages):
         raise fields["stages"].error(f"a stage name stands twice among {', '.join(stages)}; keep one of each")
+    if task.sites is not None and (task.kind not in ("train", "finetune") or task.run or task.stages):
+        raise fields["sites"].error(
+            "belongs to a train or finetune task of the built-in trainer, without `run` and `stages`"
+        )
     if task.kind in ("batch", "dev") and not task.run:
         raise top.error(f"a {task.kind} task needs `run`, such as `run: python work.py`")
 
@@ -195,6 +213,36 @@ def _shape(value: Value) -> Shape:
     if most < least:
         raise value.error(f"max {most} is below min {least}")
     return Shape(least, most)
+
+
+def _sites(value: Value) -> Sites:
+    fields = value.fields(("parts", "every", "codec", "overlap", "fragments", "grace", "min_sites"))
+    parts = [_site_chips(item) for item in fields["parts"].items()] if "parts" in fields else []
+    names = [part.at for part in parts]
+    if len(parts) < 2 or len(set(names)) < len(names):
+        raise value.error(
+            "needs `parts` at two or more sites, each once, such as [{at: shanghai, chips: {sim/yan-1: 2}}, ...]"
+        )
+    codec = fields["codec"].choice(("fp32", "bf16", "int8")) if "codec" in fields else "int8"
+    grace_s = fields["grace"].parsed(parse_duration_s) if "grace" in fields else 10.0
+    if grace_s <= 0:
+        raise fields["grace"].error("must be longer than nothing, such as 10s")
+    return Sites(
+        tuple(parts), fields["every"].whole(1, 100_000) if "every" in fields else 50,
+        cast(Literal["fp32", "bf16", "int8"], codec), fields["overlap"].boolean() if "overlap" in fields else True,
+        fields["fragments"].whole(1, 1000) if "fragments" in fields else 1, grace_s,
+        fields["min_sites"].whole(1, len(parts)) if "min_sites" in fields else 1,
+    )  # fmt: skip
+
+
+def _site_chips(value: Value) -> SiteChips:
+    fields = value.fields(("at", "chips"))
+    if "at" not in fields or "chips" not in fields:
+        raise value.error("needs `at` (a site) and `chips`, such as {sim/yan-1: 2}")
+    chips = tuple((chip, count.whole(1, 100_000)) for chip, count in fields["chips"].mapping().items())
+    if not chips:
+        raise fields["chips"].error("names no chip class")
+    return SiteChips(fields["at"].text(), chips)
 
 
 def _checkpoint(value: Value) -> Checkpoint:

@@ -70,6 +70,43 @@ class Replicas:
 
 
 @dataclass(frozen=True, slots=True)
+class SiteChips:
+    """What a task takes at one site: devices by chip class."""
+
+    at: str
+    chips: tuple[tuple[str, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Sites:
+    """`sites:` one model at several sites, exchanged every so many steps.  See `strategy.Outer` for the meanings."""
+
+    parts: tuple[SiteChips, ...]
+    every: int = 50
+    codec: Literal["fp32", "bf16", "int8"] = "int8"
+    overlap: bool = True
+    fragments: int = 1
+    grace_s: float = 10.0
+    min_sites: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """A task that is one part of another: a lease at one engine.  Parts at one site are the nodes of one world of ranks;
+    sites meet through the coordinator of their rounds.  `work` is the whole task's."""
+
+    of: str  # id of the whole task
+    site: str
+    node_rank: int
+    nodes: int
+    endpoint: str  # where the nodes of the site meet, host:port
+    coordinator: str  # of the rounds, host:port
+    gang: tuple[str, ...]  # ids of all parts
+    work: Work
+    link_bytes_per_s: float = 0.0  # what goes to other sites is held to this; 0: not held
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
     kind: Kind
     name: str
@@ -91,6 +128,8 @@ class Task:
     replicas: Replicas | None = None
     foreach: tuple[str, ...] = ()
     stages: tuple["Task", ...] = ()
+    sites: Sites | None = None
+    part: Part | None = None
     workdir: str = ""  # folder of the task file: where `run` starts and relative paths of `data` begin
 
 

@@ -28,8 +28,10 @@ class Frame:
 class Mailbox:
     """Listens on `host`.  `address` is what twins connect to.  Only frames with the right `key` are taken in."""
 
-    def __init__(self, host: str, key: str) -> None:
+    def __init__(self, host: str, key: str, bytes_per_s: float = 0.0) -> None:
         self._key = key
+        self._bytes_per_s = bytes_per_s  # what goes out is held to this; 0: not held
+        self._free_s = 0.0
         self._listener = socket.create_server((host, 0))
         self.address = f"{host}:{self._listener.getsockname()[1]}"
         self._frames: list[Frame] = []
@@ -55,13 +57,24 @@ class Mailbox:
                 body = json.dumps({**head, "key": self._key}).encode()
                 view = memoryview(data.reshape(-1).numpy().data)
                 out.sendall(HEAD.pack(len(body), len(view)) + body)
-                out.sendall(view)
+                self._send_paced(out, view)
                 self.sent_bytes += len(body) + len(view) + HEAD.size
             except OSError:
                 broken = self._out.pop(address, None)
                 if broken is not None:
                     broken.close()
                 raise
+
+    def _send_paced(self, out: socket.socket, view: memoryview) -> None:
+        """All frames of this rank together keep to the rate: the link is shared with others."""
+        step = len(view) if not self._bytes_per_s else max(4096, int(self._bytes_per_s * 0.02))
+        for at in range(0, len(view), max(1, step)):
+            piece = view[at : at + step]
+            if self._bytes_per_s:
+                begins_s = max(time.monotonic(), self._free_s)
+                self._free_s = begins_s + len(piece) / self._bytes_per_s
+                time.sleep(max(0.0, self._free_s - time.monotonic()))
+            out.sendall(piece)
 
     def wait(self, enough: Callable[[list[Frame]], bool], give_up: Callable[[], bool]) -> list[Frame] | None:
         """The frames once they are `enough`; None when told to give up."""

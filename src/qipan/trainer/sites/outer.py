@@ -71,7 +71,9 @@ class Sites:
         self.flat = Flat(session.layout, session.spec)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
         key = hashlib.blake2b(f"{task}/{session.strategy.seed}".encode(), digest_size=8).hexdigest()
-        self.mailbox = Mailbox(host, os.environ.get("QIPAN_ROUND_KEY", key))
+        ranks = dist.get_world_size() if dist.is_initialized() else 1
+        rate = float(os.environ.get("QIPAN_LINK_BYTES_PER_S", "0")) / ranks
+        self.mailbox = Mailbox(host, os.environ.get("QIPAN_ROUND_KEY", key), rate)
         self.places = tuple(_all_gather(self.mailbox.address))
         self.desk = Desk(desk_address, task, session.site_id) if self.rank == 0 else None
         life = int(time.time() * 10) if self.rank == 0 else 0
@@ -387,7 +389,7 @@ class Sites:
                 quiet = {
                     site for (site, _), _ in wanted.items()
                     if now_s - max(started_s, self.mailbox.heard_s.get(site, 0.0)) > grace_s
-                    or self.mailbox.closed_s.get(site, 0.0) > self.mailbox.heard_s.get(site, 0.0)
+                    or self.mailbox.closed_s.get(site, 0.0) > max(started_s, self.mailbox.heard_s.get(site, 0.0))
                 }  # fmt: skip
                 late = {site for site in quiet if not self._complete(site, wanted, flight.key)}
                 failed.update(late)

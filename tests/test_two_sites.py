@@ -1,0 +1,101 @@
+"""One task over two data centres with unlike chips in one of them, under the real boards: its parts start together, a
+site dies and comes back, one receipt has both sites' shares."""
+
+import os
+import signal
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from qipan.engines.probing import probe_tree
+from qipan.errors import Infeasible, InvalidInput
+from qipan.hardware import Probe
+from qipan.host import Host
+from qipan.planner.sites import plan_sites
+from qipan.workload.parse import load_task, parse_task
+from qipan.workload.site import load_site
+
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+def measured(board, **speeds: float):
+    """As if probed."""
+    pools = tuple(
+        replace(
+            pool,
+            probe=Probe(speeds[pool.chip_class.split("/")[1].replace("-", "")], 3.0, 1e9, 1e-4, 0.05, 0.0),
+        )
+        for pool in board.pools
+    )
+    return replace(board, pools=pools, children=tuple(measured(child, **speeds) for child in board.children))
+
+
+def plan(task=None, **changes):
+    task = replace(task or load_task(EXAMPLES / "two-sites.yaml"), **changes)
+    site = load_site(EXAMPLES / "sites" / "two-sites.yaml")
+    root = measured(site.root, yan1=2e9, tai3=1e9, heng2=1e9)
+    return plan_sites(task, "t-1", root, site.links, "h:1", {"shanghai": "h:2", "ningxia": "h:3"})
+
+
+def test_rows_go_to_sites_and_ranks_by_measured_speed():
+    made = plan()
+    by_site = {site.id: site.stages[0].rows_per_dp for site in made.strategy.sites}
+    assert by_site == {"shanghai": (8, 4), "ningxia": (4,)}
+    assert list(made.parts) == ["t-1.shanghai.sim-yan-1", "t-1.shanghai.sim-tai-3", "t-1.ningxia.sim-heng-2"]
+    yan, tai, heng = (part.part for part in made.parts.values())
+    assert (yan.node_rank, tai.node_rank, yan.nodes, heng.nodes) == (0, 1, 2, 1)
+    assert yan.gang == tuple(made.parts)
+    assert heng.link_bytes_per_s == 25e6
+
+
+def test_chips_that_are_not_there_are_refused_by_name():
+    text = (EXAMPLES / "two-sites.yaml").read_text()
+    with pytest.raises(Infeasible, match=r"shanghai has 1 devices of sim/yan-1, sites.parts wants 3"):
+        plan(parse_task(text.replace("sim/yan-1: 1", "sim/yan-1: 3")))
+    with pytest.raises(Infeasible, match=r"names 'beijing'; the sites here are shanghai, ningxia"):
+        plan(parse_task(text.replace("at: ningxia", "at: beijing")))
+    with pytest.raises(InvalidInput, match="two or more sites, each once"):
+        parse_task(text.replace("at: ningxia", "at: shanghai"))
+
+
+@pytest.mark.slow
+def test_one_task_over_two_sites_with_unlike_chips_survives_the_loss_of_one(tmp_path):
+    site = load_site(EXAMPLES / "sites" / "two-sites.yaml")
+    site = replace(
+        site, root=probe_tree(site.root, tmp_path / "probes.json", time.time(), lambda _text: None)
+    )
+    task = load_task(EXAMPLES / "two-sites.yaml")
+    task = replace(task, work=replace(task.work, tokens=80_000))
+    host = Host(site, tmp_path / "store")
+
+    def until(condition, limit_s: float = 240.0) -> None:
+        ends_s = time.monotonic() + limit_s
+        while not condition():
+            assert time.monotonic() < ends_s, (host.tasks(), host.logs(task_id)["text"][-2000:])
+            host.step()
+            time.sleep(0.05)
+
+    def rounds(part: str) -> int:
+        found = (tmp_path / "store" / "engines").glob(f"*/attempts/{part}-*/events.jsonl")
+        return sum(path.read_text().count('"event": "round"') for path in found)
+
+    try:
+        task_id, made = host.submit(task)
+        assert [option.place for option in made.options] == ["shanghai", "shanghai", "ningxia"]
+        lost = f"{task_id}.ningxia.sim-heng-2"
+        until(lambda: rounds(lost) >= 1)
+        [(_, attempt)] = [found for found in host.engines["ningxia"].running() if found[0] == lost]
+        os.kill(int((attempt / "rank-0").read_text()), signal.SIGKILL)
+        until(lambda: host.task(lost).attempt == 2 and rounds(lost) >= 2)
+        until(lambda: host.task(task_id).state == "done")
+        receipt = host.bill(task_id)
+    finally:
+        host.close()
+    shares = {(line.usage.board, line.usage.chip_class, line.usage.attempt) for line in receipt.lines}
+    assert shares == {
+        ("shanghai", "sim/yan-1", 1), ("shanghai", "sim/tai-3", 1), ("ningxia", "sim/heng-2", 1), ("ningxia", "sim/heng-2", 2),
+    }  # fmt: skip
+    assert receipt.cost_micro_cny == sum(line.cost_micro_cny for line in receipt.lines)
+    assert receipt.outcome == "done"
