@@ -87,7 +87,7 @@ def growth(task: TaskState) -> float:
 def _leaf_ask(state: State, engine: EngineId, offer: Offer, free: int, moment: Moment) -> Offer:
     steps = [AskStep(free, 0)] if free > 0 else []
     if state.settings.asks:
-        for task in state.tasks.at(engine):
+        for task in state.tasks.at_chip(engine_key(engine, offer.chip_class)):
             if task.phase is Phase.RUNNING and task.order.elastic and task.order.preemptible:
                 steps += _give_up(state, task, offer, moment)
     steps.sort(key=lambda step: (step.price_micro_cny_per_device_hour, step.devices))
@@ -99,23 +99,20 @@ def _give_up(state: State, task: TaskState, offer: Offer, moment: Moment) -> tup
     """What the task would lose per device-hour, from its current point down to nothing, never falling on the way
     (devices are given up in this order).  Prices keep two digits, so that the curve changes seldom.  Those of a task whose worth is
     steady are kept until it changes."""
-    now = task.point()
-    if now is None or now.needs[0].chip_class != offer.chip_class:
-        return ()
-    if not steady(task.order):
-        return _steps_down(task, now, offer, moment)
     mark = (
-        task.point_id, task.done_s, offer.tariff_micro_cny_per_device_hour,
+        task.point_id, task.done_s, offer.chip_class, offer.tariff_micro_cny_per_device_hour,
         task.parent.points if task.parent is not None else (),
     )  # fmt: skip
     known = state.tasks.steps_down.get(task.task_id)
-    if known is None or known[0] is not task.order or known[1] != mark:
-        known = state.tasks.steps_down[task.task_id] = (
-            task.order,
-            mark,
-            _steps_down(task, now, offer, moment),
-        )
-    return known[2]
+    if known is not None and known[0] is task.order and known[1] == mark:
+        return known[2]
+    now = task.point()
+    if now is None or now.needs[0].chip_class != offer.chip_class:
+        return ()
+    steps = _steps_down(task, now, offer, moment)
+    if steady(task.order):
+        state.tasks.steps_down[task.task_id] = (task.order, mark, steps)
+    return steps
 
 
 def _steps_down(task: TaskState, now: Point, offer: Offer, moment: Moment) -> tuple[AskStep, ...]:

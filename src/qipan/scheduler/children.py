@@ -7,7 +7,7 @@ orders are given (lazy greedy, Minoux 1978).  Once a group finds no seat, none o
 
 import heapq
 from bisect import insort
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -124,7 +124,9 @@ def choose(children: Children, groups: Iterable[Group], most: int) -> list[tuple
     state, now_s = children.state, children.draft.moment.now_s
     heap: list[tuple[Rank, int, _Line]] = []
     for number, group in enumerate(groups):
-        line = _Line(group, None if steady_group(state, group) else by_bid(state, group, now_s)[::-1])
+        if group.barren is children.tables:
+            continue
+        line = _Line(group, None if steady_group(state, group) else [*by_bid(state, group, now_s)][::-1])
         _push(heap, state, line, number, now_s)
     chosen: list[tuple[TaskState, ChildSeat]] = []
     while heap and len(chosen) < most:
@@ -133,7 +135,8 @@ def choose(children: Children, groups: Iterable[Group], most: int) -> list[tuple
         owner = worth_of(task.order, task.done_s, now_s)
         seat = _best(children, line, task, owner)
         if seat is None and line.members is None:
-            continue  # none of the group finds one
+            line.group.barren = children.tables  # none of the group finds one, until something is asked anew
+            continue
         if seat is None:
             if _hopeless(children, task, owner):
                 continue
@@ -156,16 +159,30 @@ def rank_of(task: TaskState, now_s: float) -> Rank:
     return (-value, task.order.submitted_s, task.task_id)
 
 
-def by_bid(state: State, group: Group, now_s: float, most: int = 1_000_000_000) -> list[Rank]:
-    """The ranks of its members, dearest bid first; at most `most` of a steady group."""
-    members = group.heads(most) if steady_group(state, group) else group.members
-    return sorted(rank_of(state.tasks[task_id], now_s) for task_id in members)
+def by_bid(state: State, group: Group, now_s: float, most: int = 1_000_000_000) -> Iterator[Rank]:
+    """The ranks of its members, dearest bid first; at most `most` of a steady group, whose members are looked up when they are
+    asked for."""
+    if not steady_group(state, group):
+        yield from sorted(rank_of(state.tasks[task_id], now_s) for task_id in group.members)
+        return
+    first = head_rank(state, group, now_s)
+    yield first
+    for task_id in group.heads(most)[1:]:
+        yield (first[0], state.tasks[task_id].order.submitted_s, task_id)
+
+
+def head_rank(state: State, group: Group, now_s: float) -> Rank:
+    """Of the first member of a steady group: all bid the same."""
+    head = group.head()
+    assert head is not None
+    if group.value is None:
+        group.value = rank_of(state.tasks[head], now_s)[0]
+    return (group.value, state.tasks[head].order.submitted_s, head)
 
 
 def _push(heap: list[tuple[Rank, int, _Line]], state: State, line: _Line, number: int, now_s: float) -> None:
     if line.members is None:
-        head = line.group.head()
-        rank = rank_of(state.tasks[head], now_s) if head is not None else None
+        rank = head_rank(state, line.group, now_s) if line.group.members else None
     else:
         rank = line.members.pop() if line.members else None
     if rank is not None:
@@ -211,7 +228,16 @@ def _hopeless(children: Children, task: TaskState, owner: Worth) -> bool:
 
 def children_of(state: State, draft: Draft, usable: Iterable[EngineId]) -> Children:
     names = sorted(usable)
-    tables = ask_tables([(engine, state.engines[engine].offers) for engine in names], state.sent_down)
+    offers = [(engine, state.engines[engine].offers) for engine in names]
+    kept = state.tasks.asks
+    if kept is None or [*map(_named, kept[0])] != [*map(_named, offers)]:
+        state.tasks.asks = kept = (offers, ask_tables(offers, state.sent_down))
+    tables = kept[1]
     children = Children(state, draft, tables)
     children.order_of.update((engine, number) for number, engine in enumerate(names))
     return children
+
+
+def _named(entry: tuple[EngineId, tuple[Offer, ...]]) -> tuple[EngineId, int]:
+    """Offers are the same ones when they came in the same report."""
+    return entry[0], id(entry[1])

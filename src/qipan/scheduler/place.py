@@ -11,6 +11,7 @@ from heapq import heapify, heappop, heapreplace, nlargest, nsmallest
 from qipan.curves import Need, Point
 from qipan.events import Reserve, Resize, Start
 from qipan.leases import EngineId, LeaseId, Offer, Order, TaskId
+from qipan.scheduler.adjust import adjust
 from qipan.scheduler.allocate import Bidder, Candidate, allocate, preference
 from qipan.scheduler.ask_table import in_regions
 from qipan.scheduler.asks import engine_key, free_devices, give_up_price, growth
@@ -22,7 +23,7 @@ from qipan.scheduler.tasks import Group
 from qipan.scheduler.transitions import give_back, order_stop
 
 #: waiting tasks, and running ones of each kind, that bid against each other on a large board
-NEAR = 16
+NEAR = 8
 
 
 def place(state: State, draft: Draft) -> None:
@@ -127,7 +128,11 @@ def allocate_leaves(state: State, draft: Draft, groups: list[Group]) -> None:
         if task.engine is not None:
             for need in task.needs:
                 capacity[engine_key(task.engine, need.chip_class)] += need.devices
-    chosen = allocate(bidders, capacity).chosen
+    if len(state.tasks) > state.settings.look_at_all_up_to:
+        bidders.sort(key=lambda bidder: rank_of(state.tasks[TaskId(bidder.task_id)], draft.moment.now_s))
+        chosen = adjust(bidders, capacity)
+    else:
+        chosen = allocate(bidders, capacity).chosen
     # Whoever gives devices up is told first; who takes them starts when they are confirmed free.
     for task in movable:
         seat = seats.get((task.task_id, chosen.get(task.task_id, "")))
@@ -164,11 +169,10 @@ def _who_bids(state: State, draft: Draft, groups: list[Group]) -> list[TaskState
     chips |= {key.split("|")[1] for key in tasks.freed}
     running: dict[str, TaskState] = {}
     for key in sorted(free):
-        engine, chip = key.split("|")
+        chip = key.split("|")[1]
         if not draft.anew and chip not in chips:
             continue
-        held = [task for task in tasks.at(EngineId(engine)) if task.needs[0].chip_class == chip]
-        movable = [task for task in held if _movable(state, task)]
+        movable = [task for task in tasks.at_chip(key) if _movable(state, task)]
         if waiting and chip in chips:
             cheap = nsmallest(
                 NEAR, movable, key=lambda task: (give_up_price(state, task, draft.moment), task.task_id)
@@ -188,8 +192,9 @@ def _fill(state: State, draft: Draft, groups: list[Group]) -> list[TaskState]:
     free = free_devices(state)
     left: list[TaskState] = []
     heap = []
+    most = NEAR + max(0, sum(free.values()))
     for number, group in enumerate(groups):
-        line = iter(by_bid(state, group, now_s, NEAR + sum(free.values())))
+        line = by_bid(state, group, now_s, most)
         heap.append((next(line), number, line))
     heapify(heap)
     while heap and len(left) < NEAR:

@@ -6,12 +6,12 @@ holds for all of them.
 """
 
 import heapq
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 from qipan.curves import Point
-from qipan.leases import AskStep, EngineId, LeaseId, Order, TaskId
+from qipan.leases import AskStep, EngineId, LeaseId, Offer, Order, TaskId
 from qipan.scheduler.bids import steady
 
 if TYPE_CHECKING:
@@ -30,6 +30,8 @@ class Group:
     line: list[tuple[float, TaskId]] = field(
         default_factory=list
     )  # heap by submission; may hold who has left
+    value: float | None = None  # what a steady group bids, less than zero, kept by `children`
+    barren: object = None  # the ask tables in which it found no seat, kept by `children`
     said: tuple[int, str] | None = None  # (tick, why its members wait), kept by `limits`
 
     def head(self) -> TaskId | None:
@@ -109,6 +111,7 @@ class Tasks(dict[TaskId, "TaskState"]):
         self.groups: dict[GroupKey, Group] = {}
         self.group_of: dict[TaskId, Group] = {}
         self.at_engine: dict[EngineId, set[TaskId]] = {}
+        self.at_key: dict[str, set[TaskId]] = {}  # "engine|chip class" -> those that hold some of it
         self.held: dict[str, int] = {}  # "engine|chip class" -> devices
         self.held_by: dict[tuple[str, str], int] = {}  # (tenant, chip class) -> devices
         self.by_phase: dict[str, set[TaskId]] = {}  # all but waiting ones
@@ -121,6 +124,9 @@ class Tasks(dict[TaskId, "TaskState"]):
         self.touched: dict[TaskId, None] = {}
         self.freed: set[str] = set()  # keys of `held` that became less
         self.steps_down: dict[TaskId, tuple[Order, Any, tuple[AskStep, ...]]] = {}  # kept by `asks`
+        self.asks: tuple[list[tuple[EngineId, tuple[Offer, ...]]], dict[str, Any]] | None = (
+            None  # kept by `children`
+        )
         self._curves: dict[tuple[Any, ...], list[tuple[Point, ...]]] = {}
         self._users: dict[int, int] = {}  # id of points -> tasks
         for task_id, task in tasks.items():
@@ -195,9 +201,9 @@ class Tasks(dict[TaskId, "TaskState"]):
         """Those that hold or ask for something at `engine`, by id."""
         return [self[task_id] for task_id in sorted(self.at_engine.get(engine, ()))]
 
-    def holding(self) -> Iterator["TaskState"]:
-        for engine in sorted(self.at_engine):
-            yield from self.at(engine)
+    def at_chip(self, key: str) -> list["TaskState"]:
+        """Those that hold devices of "engine|chip class", by id."""
+        return [self[task_id] for task_id in sorted(self.at_key.get(key, ()))]
 
     @property
     def waiting(self) -> int:
@@ -268,6 +274,7 @@ class Tasks(dict[TaskId, "TaskState"]):
         for need in task.needs:
             key = f"{task.engine}|{need.chip_class}"
             self.held[key] = self.held.get(key, 0) + need.devices
+            self.at_key.setdefault(key, set()).add(task_id)
             by = (task.order.tenant, need.chip_class)
             self.held_by[by] = self.held_by.get(by, 0) + need.devices
 
@@ -277,6 +284,7 @@ class Tasks(dict[TaskId, "TaskState"]):
         for need in task.needs:
             key = f"{task.engine}|{need.chip_class}"
             self.held[key] -= need.devices
+            self.at_key[key].discard(task_id)
             self.held_by[task.order.tenant, need.chip_class] -= need.devices
             self.freed.add(key)
 
