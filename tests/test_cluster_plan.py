@@ -13,8 +13,9 @@ import pytest
 from qipan.catalogue import load_catalogue
 from qipan.hardware import ChipClassId
 from qipan.host import plan_on
-from qipan.planner.cluster import USABLE_MEMORY
+from qipan.planner.cluster import USABLE_MEMORY, best_layouts
 from qipan.planner.costs import costs
+from qipan.planner.mixed import Side, best_mixed
 from qipan.planner.risk import finish
 from qipan.planner.space import RECOMPUTE, Space, space
 from qipan.planner.useful import checkpoint_every_s, useful_share
@@ -137,6 +138,36 @@ def test_each_second_and_byte_of_an_option_is_told_with_its_evidence():
         assert measured != ("no run was published" in option.evidence)
         width = math.log(option.finish_p90_s / option.finish_p10_s)
         assert (width > 0.9) != measured  # at least twice as wide
+
+
+def test_unlike_chips_make_one_pipeline_with_layers_by_their_speed():
+    task = load_task("examples/llama-70b.yaml")
+    free = replace(task, limits=replace(task.limits, max_cost_micro_cny=None, deadline_s=300 * 86400.0))
+    site = load_site("examples/sites/three-vendors.yaml")
+    plan = plan_on(site, free)
+    assert {option.chip_class for option in plan.mixed} == {
+        "nvidia/h100-sxm5-80gb + huawei/ascend-910b2",
+        "amd/mi300x + nvidia/a100-sxm4-80gb",
+    }
+    for option in plan.mixed:
+        assert math.isclose(sum(option.parts_s.values()), option.step_s, rel_tol=1e-6)
+    assert any(option.on_front for option in plan.mixed)
+    pools = {pool.chip_class: pool for pool in site.pools()}
+    fast, slow = (Side(pools[name], CHIPS[name]) for name in ("nvidia/h100-sxm5-80gb", "huawei/ascend-910b2"))
+    slow = replace(slow, pool=replace(slow.pool, devices=1024))
+    found = best_mixed(LLAMA, fast, slow, 512, 8192, 0)
+    assert found is not None
+    check_strategy(found.strategy)
+    (there,) = found.strategy.sites
+    assert there.stages[0].layers[0][0] == 0
+    assert there.stages[-1].layers[0][1] == LLAMA.layers
+    assert sum(stage.devices for stage in there.stages) == 2048
+    by_chip = dict(zip((side.pool.chip_class for side in found.sides), found.layers, strict=True))
+    shares = dict(zip((side.pool.chip_class for side in found.sides), found.stages, strict=True))
+    held = {name: by_chip[name] * shares[name] for name in by_chip}
+    assert held["nvidia/h100-sxm5-80gb"] > held["huawei/ascend-910b2"]  # the faster chips hold more
+    alone = next(best_layouts(LLAMA, slow.pool, slow.chip, 512, 8192, 0, 1024, 1024))
+    assert found.step_s < alone.step_s
 
 
 def test_an_option_that_fits_nowhere_else_keeps_its_optimiser_in_host_memory():

@@ -39,7 +39,7 @@ def print_plan(plan: Plan) -> None:
     limits = any(option.limit for option in plan.options)
     rows = [
         [
-            str(number),
+            str(number) if option.point_id else "mixed",
             "*" if option.option_id == plan.chosen else "front" if option.on_front else "",
             option.place,
             option.chip_class,
@@ -53,7 +53,7 @@ def print_plan(plan: Plan) -> None:
             *([option.limit or "-"] if limits else []),
             option.why_not or "chosen",
         ]
-        for number, option in enumerate(plan.options, 1)
+        for number, option in enumerate((*plan.options, *plan.mixed), 1)
     ]
     table(
         f"方案 plan of {plan.task} (finish p10..p50..p90 from its start)",

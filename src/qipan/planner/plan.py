@@ -4,12 +4,14 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from fnmatch import fnmatchcase
+from itertools import combinations
 
 from qipan.curves import Curve, Need, Point
-from qipan.hardware import BoardSpec, ChipClass, ChipClassId, Pool
+from qipan.hardware import BoardId, BoardSpec, ChipClass, ChipClassId, Pool
 from qipan.network import Link, transfer_s
 from qipan.planner.cluster import SAVE_S, START_S, Best, band, best_layouts, failures_per_s, known, why_none
 from qipan.planner.evidence import nearest
+from qipan.planner.mixed import Mixed, Side, best_mixed
 from qipan.planner.risk import finish
 from qipan.planner.steps import best_layout, memory_bytes, strategy_of
 from qipan.planner.useful import checkpoint_every_s as young_s
@@ -72,7 +74,8 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`curve` None: nothing can run it, see `refused`.  `vocab_assumed`: the vocabulary comes from the data and was
+    """`curve` None: nothing can run it, see `refused`.  `mixed`: one pipeline over two pools of unlike chips at one site, for people
+    to compare: boards give no lease over both yet, so they are no points of the curve.  `vocab_assumed`: the vocabulary comes from the data and was
     taken as this for the arithmetic (0: it was stated)."""
 
     task: str
@@ -82,6 +85,7 @@ class Plan:
     curve: Curve | None
     vocab_assumed: int = 0
     checkpoint_every_s: float = 0.0
+    mixed: tuple[Option, ...] = ()
 
 
 def plan_task(
@@ -134,7 +138,72 @@ def plan_task(
     curve = replace(curve, points=tuple(point for point in curve.points if point.point_id in used))
     ranked = _choose(task, kept)
     assumed = vocab if task.model is not None and not task.model.vocab else 0
-    return Plan(task.name, ranked, tuple(refused), ranked[0].option_id, curve, assumed, every_s)
+    mixed = _mixed(task, model, root, regions, chips or {}, every_s, ranked)
+    return Plan(task.name, ranked, tuple(refused), ranked[0].option_id, curve, assumed, every_s, mixed)
+
+
+def _mixed(
+    task: Task, model: Model | None, root: BoardSpec, regions: Mapping[BoardId, str],
+    chips: Mapping[ChipClassId, ChipClass], every_s: float, options: Sequence[Option],
+) -> tuple[Option, ...]:  # fmt: skip
+    """An option for each pair of unlike pools at one site that ends within the limits."""
+    if model is None or not task.work.tokens or task.devices.max:
+        return ()
+    rows, steps = (
+        task.work.global_batch_tokens // task.work.seq,
+        task.work.tokens // task.work.global_batch_tokens,
+    )
+    found = []
+    for board in root.walk():
+        sides = [
+            Side(pool, chips[pool.chip_class])
+            for pool in board.pools
+            if pool.probe is None and pool.chip_class in chips and known(chips[pool.chip_class])
+            and not _not_allowed(task, pool, regions[pool.site])
+        ]  # fmt: skip
+        for one, other in combinations(sides, 2):
+            if one.pool.chip_class == other.pool.chip_class:
+                continue
+            mixed = best_mixed(model, one, other, rows, task.work.seq, task.work.seed)
+            if mixed is not None:
+                option = _mixed_option(task, model, mixed, regions[board.board], max(1, steps), every_s)
+                if not _over_limits(task, option):
+                    front = not any(
+                        kept.cost_p50_micro_cny <= option.cost_p50_micro_cny
+                        and kept.finish_p50_s <= option.finish_p50_s
+                        for kept in options
+                    )
+                    found.append(replace(option, on_front=front))
+    return tuple(sorted(found, key=lambda option: (option.finish_p50_s, option.option_id)))
+
+
+def _mixed_option(
+    task: Task, model: Model, mixed: Mixed, region: str, steps: int, every_s: float
+) -> Option:  # fmt: skip
+    bands = [band(side.chip) for side in mixed.sides]
+    failing = sum(failures_per_s(side.pool, side.pool.devices) for side in mixed.sides)
+    site = mixed.sides[0].pool.site
+    name = "+".join(side.pool.pool_id for side in mixed.sides)
+    ends = finish(
+        task.work.seed, name, mixed.step_s * steps, (min(low for low, _ in bands), max(high for _, high in bands)),
+        START_S, BAND_START, every_s, SAVE_S, START_S + SAVE_S + mixed.step_s, failing, task.limits.deadline_s,
+    )  # fmt: skip
+    price = sum(side.pool.tariff_micro_cny_per_device_hour * side.pool.devices for side in mixed.sides) / 3600
+    run = nearest(mixed.sides[0].pool.chip_class, parameter_count(model), mixed.devices, task.work.seq)
+    slow = max(mixed.parts_s, key=lambda part: mixed.parts_s[part] if part != "compute" else 0.0)
+    useful = useful_share(every_s, SAVE_S, START_S + SAVE_S + mixed.step_s, failing)
+    return Option(
+        f"{name}:{mixed.devices}", site, region, " + ".join(side.pool.chip_class for side in mixed.sides),
+        mixed.devices,
+        " + ".join(
+            f"pp{stages}xtp{tp} of {layers} layers"
+            for stages, tp, layers in zip(mixed.stages, mixed.tensor, mixed.layers, strict=True)
+        ),
+        mixed.step_s, START_S, 2 * START_S, ends.p10_s, ends.p50_s, ends.p90_s, round(ends.p50_s * price),
+        round(ends.p90_s * price), 0, 0.0, useful, "catalogue + model fitted to published runs", "",
+        why_not="boards give no lease over unlike chips yet", deadline_odds=ends.odds, limit=slow,
+        parts_s=mixed.parts_s, memory_bytes=round(mixed.memory_bytes), evidence=str(run),
+    )  # fmt: skip
 
 
 def _not_allowed(task: Task, pool: Pool, region: str, chip: ChipClass | None = None) -> str:
