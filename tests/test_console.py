@@ -28,6 +28,7 @@ from qipan.console.form import EXAMPLE, FIELDS, fields_of, with_field
 from qipan.console.geography import world
 from qipan.console.ranks import stage_rows
 from qipan.console.reads import Reads
+from qipan.console.sayings import say
 from qipan.console.words import WORDS
 from qipan.errors import InvalidInput
 from qipan.host import Host
@@ -478,3 +479,25 @@ def test_decisions_are_tried_again_on_the_twin_under_another_policy(browser):
     assert page.all("table", id="what-if")
     assert "不伸缩" in page.text
     assert browser.get("/decisions/what-if", params={"policy": "<b>nothing"}).status_code == 400
+
+
+def test_the_boards_sentences_are_said_in_chinese_and_unknown_ones_stay():
+    assert (
+        say("east at sim/a:2: 2 devices, 26 s of work left at that point", "zh")
+        == "east，点位 sim/a:2：2 个设备，在此还需 26 秒"
+    )
+    shrunk = "from sim/a:4 (4 devices) to sim/a:2 (2); 55 s left before, 98 s after, the change costs 16 s"
+    assert (
+        say(shrunk, "zh")
+        == "从 sim/a:4（4 个设备）到 sim/a:2（2 个）；原来还需 55 秒，之后还需 98 秒，变动花 16 秒"
+    )
+    lost = "attempt 3 was lost (a worker was killed (SIGKILL)); 8.2 s of work since the last checkpoint is done again"
+    assert say(lost, "zh") == "第 3 次中断（一个进程被杀（SIGKILL））；上次存档之后的 8.2 秒工作要重做"
+    assert say("something new; the task failed", "zh") == "something new；任务失败"
+    assert say(shrunk, "en") == shrunk
+
+
+def test_a_refused_raise_of_the_budget_is_told(browser):
+    answer = browser.post("/tasks/tiny-1/budget", data={"max_cost": "<b>1"})
+    assert answer.status_code == 400
+    assert "<b>1" not in answer.text

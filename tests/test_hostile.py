@@ -1,5 +1,6 @@
 """Requests that mean harm: each is refused with 4xx, changes nothing, and the server goes on."""
 
+import asyncio
 import hashlib
 import hmac
 import json
@@ -10,7 +11,8 @@ import httpx
 import pytest
 
 from api_site import TINY, TOKEN, caller, served, submit
-from qipan.api import tenant_token
+from qipan.api import make_app, tenant_token
+from qipan.api.gate import Rate
 from qipan.host import Host
 
 
@@ -229,3 +231,35 @@ def test_a_request_that_two_readers_would_read_differently(host, raw):
 
 def test_there_are_at_least_forty():
     assert 2 * len(BODIES) + len(TEXTS) + len(PATHS) + len(TOKENS) + len(RAW) >= 40
+
+
+def test_a_caller_who_asks_too_often_is_told_to_wait_and_nobody_else_is():
+    rate = Rate(tenant=(10.0, 3.0), operator=(1.0, 1.0))
+    assert [rate.wait_s("poets", 0.0) for _ in range(4)] == [0.0, 0.0, 0.0, pytest.approx(0.1)]
+    assert rate.wait_s("editors", 0.0) == 0.0
+    assert rate.wait_s("", 0.0) == 0.0
+    assert rate.wait_s("", 0.0) == pytest.approx(1.0)
+    assert rate.wait_s("poets", 0.1) == 0.0
+    assert rate.wait_s("poets", 0.1) > 0
+    assert [rate.wait_s("poets", 100.0) for _ in range(4)].count(0.0) == 3, (
+        "it never holds more than its most"
+    )
+
+
+def test_too_many_requests_are_a_problem_with_the_time_to_wait(host):
+    app = make_app(host, TOKEN, Rate(operator=(1e-9, 2.0)))
+
+    async def ask():
+        transport = httpx.ASGITransport(app)
+        headers = {"authorization": f"Bearer {TOKEN}"}
+        async with httpx.AsyncClient(
+            transport=transport, base_url="http://qipan/v1", headers=headers
+        ) as client:
+            return [await client.get("/health") for _ in range(3)]
+
+    *good, refusal = asyncio.run(ask())
+    assert [answer.status_code for answer in good] == [200, 200]
+    refused(refusal)
+    assert refusal.status_code == 429
+    assert refusal.json()["code"] == 105
+    assert int(refusal.headers["retry-after"]) > 0

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,6 +15,7 @@ import httpx
 import pytest
 
 import qipan
+import qipan.client
 from api_site import TINY, served
 from qipan.errors import InvalidInput, NotAllowed, NotFound, Unreachable
 from qipan.host import Host
@@ -72,6 +74,57 @@ def test_the_same_for_asyncio(host):
             await client.close()
 
     assert [board["board"] for board in asyncio.run(boards())["boards"]] == ["cn", "east", "dc1", "dc2"]
+
+
+def test_a_job_planned_submitted_followed_and_paid_for_asyncio(host):
+    async def whole():
+        client = qipan.AsyncClient(host.folder)
+        try:
+            task = qipan.Task.from_text(SHORT.replace("name: tiny", "name: asynchronous"))
+            assert (await client.plan(task)).options[0].place == "dc1"
+            job = await client.submit(task, key="asynchronous")
+            printed = "".join([piece async for piece in job.logs()])
+            view = await job.wait()
+            kinds = {kind async for kind, _ in client.follow(job.task_id)}
+            names = [one["task_id"] async for one in client.list("/tasks", "tasks", limit=1)]
+            with pytest.raises(NotFound):
+                await anext(client.follow("nobody"))
+            return printed, view, kinds, names, await job.bill(), await job.cost(), await job.why()
+        finally:
+            await client.close()
+
+    printed, view, kinds, names, bill, cost, why = asyncio.run(whole())
+    assert "one\ntwo\n" in printed
+    assert view["state"] == "done"
+    assert kinds == {"fact", "logs", "task"}
+    assert "asynchronous-1" in names
+    assert len(names) == len(set(names))
+    assert cost["spent_micro_cny"] == bill["charged_micro_cny"] > 0
+    assert why["decisions"]
+
+
+def test_the_client_asks_for_nothing_that_the_document_does_not_describe(host):
+    document = qipan.Client(host.folder).call("GET", "/openapi.json")
+    known = {(method.upper(), path) for path, methods in document["paths"].items() for method in methods}
+    asked = set()
+    for source in (
+        Path(qipan.client.__file__),
+        *Path("src/qipan/cli").glob("*.py"),
+        *Path("src/qipan/console").glob("*.py"),
+        Path("src/qipan/mcp_server.py"),
+    ):
+        for method, path in re.findall(r'"(GET|POST)",\s*f?"(/[^"]*)"', source.read_text()):
+            asked.add(
+                (
+                    method,
+                    "/v1"
+                    + re.sub(
+                        r"\{[^}]*tenant[^}]*\}", "{tenant}", re.sub(r"\{[^}]*task[^}]*\}", "{task_id}", path)
+                    ),
+                )
+            )
+    assert len(asked) >= 12
+    assert asked - known <= {("GET", "/v1/openapi.json")}
 
 
 def test_a_tenants_token_from_the_command_line_opens_its_own_tasks_only(host):

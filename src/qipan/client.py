@@ -12,7 +12,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -190,8 +190,88 @@ class AsyncClient:
             raise no_answer(self._folder, error) from None
         return value_of(response)
 
+    async def list(self, path: str, what: str, **query: Any) -> AsyncIterator[Any]:
+        """Every item of a list, page after page."""
+        cursor: str | None = None
+        while True:
+            more = {"cursor": cursor} if cursor is not None else {}
+            answer = await self.call("GET", path, None, **{"limit": PAGE, **query, **more})
+            for item in answer[what]:
+                yield item
+            cursor = answer.get("next")
+            if cursor is None:
+                return
+
+    async def plan(self, task: Task) -> "Plan":
+        """How it could run; nothing starts."""
+        from qipan.planner import Plan
+
+        return msgspec.convert(await self.call("POST", "/plan", task.body()), type=Plan)
+
+    async def submit(self, task: Task, key: str | None = None) -> "AsyncJob":
+        """Durable when it returns; the same `key` submits once."""
+        answer = await self.call("POST", "/tasks", {**task.body(), "key": key})
+        return AsyncJob(self, answer["task_id"], answer)
+
+    async def job(self, task_id: str) -> "AsyncJob":
+        """A task submitted before.  Raises NotFound."""
+        return AsyncJob(self, str((await self.task(task_id))["task_id"]))
+
+    async def task(self, task_id: str) -> Any:
+        return await self.call("GET", f"/tasks/{task_id}")
+
+    async def follow(self, task_id: str, after: int = 0) -> AsyncIterator[tuple[str, Any]]:
+        """What is new about a task, as it comes, until it is over: ("fact" | "logs" | "task", its value)."""
+        path, query = f"/tasks/{task_id}/stream", {"after": after}
+        async with self._http.stream(
+            "GET", path, params=query, timeout=httpx.Timeout(TIMEOUT_S, read=None)
+        ) as stream:
+            if not stream.is_success:
+                await stream.aread()
+                value_of(stream)
+            name = ""
+            async for line in stream.aiter_lines():
+                kind, _, rest = line.partition(": ")
+                if kind == "event":
+                    name = rest
+                elif kind == "data":
+                    yield name, json.loads(rest)
+
     async def close(self) -> None:
         await self._http.aclose()
+
+
+@dataclass(frozen=True, slots=True)
+class AsyncJob:
+    """A submitted task, for asyncio."""
+
+    client: AsyncClient
+    task_id: str
+    answer: dict[str, Any] = field(default_factory=dict)
+
+    async def wait(self) -> Any:
+        """The task once it is over: done, failed or cancelled."""
+        async for _ in self.client.follow(self.task_id):
+            continue
+        return await self.client.task(self.task_id)
+
+    async def logs(self) -> AsyncIterator[str]:
+        """What it prints, as it comes, until it is over."""
+        async for kind, value in self.client.follow(self.task_id):
+            if kind == "logs":
+                yield value["text"]
+
+    async def why(self) -> Any:
+        return await self.client.call("GET", f"/tasks/{self.task_id}/why")
+
+    async def cost(self) -> Any:
+        return await self.client.call("GET", f"/tasks/{self.task_id}/cost")
+
+    async def bill(self) -> Any:
+        return await self.client.call("GET", f"/tasks/{self.task_id}/bill")
+
+    async def cancel(self) -> None:
+        await self.client.call("POST", f"/tasks/{self.task_id}/cancel")
 
 
 def settings(folder: Path, token: str | None) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from starlette.concurrency import run_in_threadpool
 from qipan import __version__, views
 from qipan.api import shapes
 from qipan.api.follow import Followed
-from qipan.api.gate import CALLER, Caller, Gate, tenant_token
+from qipan.api.gate import CALLER, Caller, Gate, Rate, tenant_token
 from qipan.api.problem import KINDS, Problem, describe_problems, handle_errors, name_of
 from qipan.api.shapes import Answer, Submission, page, read_cursor, read_submission, write_cursor
 from qipan.catalogue import site_catalogue
@@ -31,7 +31,7 @@ from qipan.workload.imports import Directive
 
 LIMIT, LIMIT_MAX = 200, 1000
 ERRORS: dict[int | str, dict[str, Any]] = {
-    status: {"model": Problem} for status in (400, 401, 402, 403, 404, 413, 422, 500)
+    status: {"model": Problem} for status in (400, 401, 402, 403, 404, 413, 422, 429, 500)
 }
 BODY = {
     "requestBody": {
@@ -67,7 +67,7 @@ Who = Annotated[Caller, Depends(caller_of)]
 Body = Annotated[Submission, Depends(submission_of)]
 
 
-def make_app(host: Host, token: str) -> FastAPI:
+def make_app(host: Host, token: str, rate: Rate | None = None) -> FastAPI:
     api = FastAPI(
         title="Qipan", version=__version__, docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json",
         description="Tasks, boards, prices and money. Errors are problem details whose `code` is the command line's exit code.",
@@ -76,7 +76,7 @@ def make_app(host: Host, token: str) -> FastAPI:
     api.include_router(about_tasks(host), prefix="/v1/tasks", tags=["tasks"], responses=ERRORS)
     api.include_router(about_supply(host), prefix="/v1", tags=["supply"], responses=ERRORS)
     api.include_router(about_money(host, token), prefix="/v1", tags=["money"], responses=ERRORS)
-    api.add_middleware(Gate, token=token)
+    api.add_middleware(Gate, token=token, rate=rate or Rate())
     plain = api.openapi
 
     def openapi() -> dict[str, Any]:
@@ -340,6 +340,7 @@ class Server:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.bind(str(path))
         path.chmod(0o600)
+        self._socket.listen(2048)  # from now on a caller waits instead of being refused
         config = uvicorn.Config(
             make_app(host, token), log_level="warning", lifespan="off", timeout_graceful_shutdown=2
         )

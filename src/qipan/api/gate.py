@@ -2,17 +2,45 @@
 
 import hashlib
 import hmac
+import math
+import time
 from dataclasses import dataclass
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qipan.api.problem import problem
-from qipan.errors import InvalidInput, NotAllowed
+from qipan.errors import InvalidInput, NotAllowed, OverLimit
 
 BODY_BYTES_MAX = 2 << 20
 QUERY_BYTES_MAX = 4096
 CALLER = "qipan.caller"
+#: requests a second on the long run, and how many at once; one budget for each tenant, one for the operator
+TENANT_RATE, OPERATOR_RATE = (100.0, 400.0), (2000.0, 8000.0)
+TENANTS_MAX = 10_000
+
+
+class Rate:
+    """A bucket for each caller that fills steadily and holds so many requests (token bucket)."""
+
+    def __init__(
+        self, tenant: tuple[float, float] = TENANT_RATE, operator: tuple[float, float] = OPERATOR_RATE
+    ) -> None:
+        self._tenant, self._operator = tenant, operator
+        self._left: dict[str, tuple[float, float]] = {}  # tenant -> (left, when)
+
+    def wait_s(self, tenant: str, now_s: float) -> float:
+        """0.0 when the caller may go on, else how long it should wait."""
+        per_s, most = self._tenant if tenant else self._operator
+        if len(self._left) > TENANTS_MAX:
+            self._left.clear()
+        left, at_s = self._left.get(tenant, (most, now_s))
+        left = min(most, left + (now_s - at_s) * per_s)
+        if left < 1.0:
+            self._left[tenant] = (left, now_s)
+            return (1.0 - left) / per_s
+        self._left[tenant] = (left - 1.0, now_s)
+        return 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,8 +61,8 @@ def tenant_token(token: str, tenant: str) -> str:
 class Gate:
     """Lets through whoever carries a token, counts what they send, and writes the `Caller` into the scope."""
 
-    def __init__(self, app: ASGIApp, token: str) -> None:
-        self.app, self.token = app, token
+    def __init__(self, app: ASGIApp, token: str, rate: Rate) -> None:
+        self.app, self.token, self.rate = app, token, rate
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -47,6 +75,11 @@ class Gate:
             refused = problem(
                 NotAllowed("no or wrong token; send the content of the store's `token` file"), 401
             )
+        elif (wait_s := self.rate.wait_s(caller.tenant, time.monotonic())) > 0:
+            refused = problem(
+                OverLimit(f"too many requests; wait {wait_s:.3f} s, or ask for more at a time"), 429
+            )
+            refused.headers["retry-after"] = str(math.ceil(wait_s))
         elif len(lengths) > 1 or not all(value.isdigit() for value in lengths):
             refused = problem(InvalidInput("content-length must stand once and be a number of bytes"))
         elif lengths and (len(lengths[0]) > 12 or int(lengths[0]) > BODY_BYTES_MAX):

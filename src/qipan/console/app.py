@@ -21,15 +21,16 @@ from qipan.client import AsyncClient
 from qipan.console.form import EXAMPLE, FIELDS, fields_of, with_field
 from qipan.console.guard import BODY_BYTES_MAX, Guard
 from qipan.console.reads import Reads
+from qipan.console.sayings import say
 from qipan.console.words import LANGUAGES, word
-from qipan.errors import InvalidInput, NotFound, QipanError
+from qipan.errors import InvalidInput, NotAllowed, NotFound, OverLimit, QipanError
 from qipan.quantities import format_bytes, format_duration, format_money
 
 HERE = Path(__file__).parent
 PAGES = ("board", "submit", "tasks", "supply", "prices", "money", "decisions", "people")
 LIVE_S = 1.0
 POLICIES = ("rigid", "no-prices")  # what the twin tries instead
-STATUS = {InvalidInput: 400, NotFound: 404}
+STATUS = {InvalidInput: 400, OverLimit: 402, NotAllowed: 403, NotFound: 404}
 
 
 class Pages:
@@ -42,7 +43,7 @@ class Pages:
         )  # fmt: skip
         self._jinja.filters |= {
             "money": format_money, "duration": format_duration, "bytes": format_bytes, "moment": moment, "flops": flops,
-            "verdict": lambda verdict, language: word(f"v.{verdict}", language).removeprefix("v."),
+            "verdict": lambda verdict, language: word(f"v.{verdict}", language).removeprefix("v."), "say": say,
         }  # fmt: skip
 
     def html(self, template: str, language: str, **values: Any) -> str:
@@ -209,6 +210,12 @@ def add_posts(console: FastAPI, pages: Pages, api: AsyncClient) -> None:
         return HTMLResponse(
             pages.html("people.html", language_of(request), page="people", query="", key=made, **values)
         )
+
+    @console.post("/tasks/{task_id}/budget")
+    async def budget(request: Request, task_id: str) -> Response:
+        most = (await posted(request)).get("max_cost", "")
+        await api.call("POST", f"/tasks/{one_part(task_id)}/budget", None, max_cost=most[:40])
+        return RedirectResponse(f"/tasks/{task_id}", 303)
 
     @console.get("/tasks/{task_id}/receipt.json")
     async def receipt(task_id: str) -> Response:

@@ -46,6 +46,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "spending": ("费用与计划", "cost against plan"), "rate": ("速率", "rate"), "stage": ("流水段", "stage"), "layers": ("层", "layers"), "rank": ("秩", "rank"),
     "holds": ("每秩权重份额", "weights per rank"), "matrix_part": ("矩阵分片", "part of each matrix"), "replica": ("副本", "replica"), "rows": ("行", "rows"),
     "ranks_help": ("一子一秩：数字为秩号，下为矩阵分片与每步样本行数；同色同分片。", "A stone is a rank: its number, below it the part of each matrix it holds and its rows of the batch; one colour is one part."),
+    "budget": ("预算", "budget"), "raise": ("提高", "Raise"),
     "replay": ("在孪生上复盘，改用策略", "replay on the twin with"), "try_it": ("复盘", "Replay"), "policy": ("策略", "policy"),
     "what_if_help": ("同样的提交，两种策略，都在孪生上模拟。", "The same submissions under both policies, both simulated on the twin."),
     "mean_time": ("平均完成", "mean time to end"), "late": ("误期", "late"), "attempts": ("次数", "attempts"),

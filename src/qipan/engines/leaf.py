@@ -160,6 +160,7 @@ class Reading:
     started: bool = False
     finished: bool = False
     waited_since_s: float = 0.0  # for the supervisor's first sign
+    lived: bool = False  # this engine has seen its supervisor
 
 
 class LeafEngine:
@@ -192,6 +193,7 @@ class LeafEngine:
         self._held: dict[TaskId, Held] = {}
         self._reading: dict[TaskId, Reading] = {}
         self._offered: tuple[Offer, ...] | None = None
+        self._began_s = clock.now_s()
         self._read_back()
         for held in self._held.values():
             if held.attempt and (held.resize is not None or held.stop_outcome):
@@ -493,13 +495,15 @@ class LeafEngine:
         if ended is not None:
             held = self._read_events(task_id, held, folder, reading)
             self._end(task_id, held, folder, reading, ended)
-        elif pid is not None and not self._may_live(task_id, held, folder):
+        elif pid is not None and self._may_live(task_id, held, folder):
+            reading.lived = True
+        elif pid is not None:
             if read_json(folder / "exit.json") is not None:
                 return  # it ended while we looked: the next look reads how
             gone = {
                 "code": None,
                 "started_s": pid["started_s"],
-                "ended_s": self._clock.now_s(),
+                "ended_s": self._gone_s(folder, reading, float(str(pid["started_s"]))),
                 "ended_by": "machine",
             }
             self._end(task_id, held, folder, reading, gone)
@@ -560,6 +564,14 @@ class LeafEngine:
         self._say(
             TaskProgress(task_id, self.engine, held.attempt, reading.done_s, held.saved_s, detail, usage)
         )
+
+    def _gone_s(self, folder: Path, reading: Reading, started_s: float) -> float:
+        """When an attempt whose supervisor is gone ended.  One that was never seen alive by this engine went with the
+        machine, or its store was restored: it ended when it last wrote before that, and nobody pays for what lies between."""
+        if reading.lived or started_s >= self._began_s:
+            return self._clock.now_s()
+        written = [path.stat().st_mtime for path in folder.iterdir() if path.is_file()]
+        return max([started_s, *(at_s for at_s in written if at_s < self._began_s)])
 
     def _end(
         self, task_id: TaskId, held: Held, folder: Path, reading: Reading, ended: dict[str, Any]
