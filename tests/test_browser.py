@@ -44,7 +44,7 @@ env: {{TINY_STEPS: "{steps}", TINY_STEP_S: "0.1"}}
 """
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # not longer: its event loop is in the way of other tests
 def chromium() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(
