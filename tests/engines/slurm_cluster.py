@@ -52,6 +52,11 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 class SlurmCluster:
     """`nodes` x `devices` GRES devices of type gpu:sim."""
 
+    engine, resource = "slurm", "gpu:sim"
+
+    def options(self) -> dict[str, str]:
+        return {"conf": str(self.conf)}
+
     def __init__(
         self, folder: Path, name: str = "c0", nodes: int = 2, devices: int = 4, port: int = 16800
     ) -> None:

@@ -2,31 +2,14 @@
 
 import time
 
-import msgspec
 import pytest
+from driven import CHIP, WAIT, Bench
 from slurm_cluster import SlurmCluster
 
-from qipan.clock import SystemClock
-from qipan.curves import Curve, Need, Point
-from qipan.engines.make import leaf_engine
-from qipan.events import (
-    LeaseGranted,
-    LeaseRefused,
-    Renew,
-    Reserve,
-    Resize,
-    Start,
-    Stop,
-    TaskExited,
-    TaskStarted,
-)
-from qipan.hardware import BoardId, BoardSpec, ChipClassId, Pool, PoolId
-from qipan.leases import LeaseId, Order, TaskId
-from qipan.workload import Launch, Task
+from qipan.curves import Need
+from qipan.events import LeaseRefused, TaskExited, TaskStarted
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("slurm")]
-CHIP = ChipClassId("sim/a")
-WAIT = 'trap "exit 0" TERM; for i in $(seq 600); do sleep 0.1; done'
 
 
 @pytest.fixture(scope="module")
@@ -34,71 +17,6 @@ def cluster(tmp_path_factory):
     running = SlurmCluster(tmp_path_factory.mktemp("slurm")).up()
     yield running
     running.down()
-
-
-def points() -> tuple[Point, ...]:
-    return tuple(Point(f"{CHIP}:{n}", (Need(CHIP, n),), n / 8, n / 8, n / 8, stop_s=5) for n in range(1, 9))
-
-
-class Bench:
-    """One engine over the cluster, driven by hand."""
-
-    def __init__(self, cluster, folder, share="1.0", wait="20s"):
-        pool = Pool(PoolId("dc/a"), BoardId("dc"), CHIP, 8, 4, 1, resource="gpu:sim")
-        options = {"conf": str(cluster.conf), "share": share, "wait": wait, "folder": str(folder / "shared")}
-        self.board = BoardSpec(BoardId("dc"), pools=(pool,), engine="slurm", engine_options=options)
-        self.folder, self.generation, self.after = folder, 0, 0
-        self.open()
-
-    def open(self):
-        self.engine = leaf_engine(self.board, self.folder / "engine", SystemClock(), self.folder / "ckpt")
-
-    def order(self, run, task):
-        launch = msgspec.json.encode(Launch(Task("train", task, run=run, workdir=str(self.folder))))
-        return Order(TaskId(task), "alice", task, Curve(points(), 10.0), 1, 0.0, elastic=True, launch=launch)
-
-    def reserve(self, run, devices=1, task="t", lease_s=60.0):
-        self.generation += 1
-        need = (Need(CHIP, devices),)
-        lease = LeaseId(f"l-{task}")
-        self.engine.reserve(
-            Reserve(TaskId(task), lease, 1, self.generation, self.order(run, task), need, lease_s)
-        )
-
-    def start(self, run, devices=1, task="t", lease_s=60.0):
-        self.reserve(run, devices, task, lease_s)
-        self.until(LeaseGranted, task_id=task)
-        self.generation += 1
-        point = points()[devices - 1]
-        self.engine.start(Start(TaskId(task), LeaseId(f"l-{task}"), 1, self.generation, 1, (point,)))
-
-    def stop(self, park=True, task="t"):
-        self.generation += 1
-        self.engine.stop(Stop(TaskId(task), LeaseId(f"l-{task}"), 1, self.generation, park, "test"))
-
-    def renew(self, task="t", lease_s=60.0):
-        self.engine.renew(Renew((LeaseId(f"l-{task}"),), 1, lease_s))
-
-    def resize(self, devices, task="t"):
-        self.generation += 1
-        point = (points()[devices - 1],)
-        self.engine.resize(Resize(TaskId(task), LeaseId(f"l-{task}"), 1, self.generation, 2, point))
-
-    def until(self, kind, limit_s=40.0, **fields):
-        end_s = time.monotonic() + limit_s
-        while time.monotonic() < end_s:
-            for seq, fact in self.engine.observe(self.after):
-                self.after = seq
-                if isinstance(fact, kind) and all(
-                    getattr(fact, name) == value for name, value in fields.items()
-                ):
-                    return fact
-            time.sleep(0.02)
-        seen = [fact for _, fact in self.engine.observe(0)]
-        raise AssertionError(f"no {kind.__name__} {fields} in {limit_s} s; there were {seen}")
-
-    def log(self, task="t", attempt=1):
-        return (self.folder / "engine" / "attempts" / f"{task}-{attempt}" / "log.txt").read_text()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ from qipan.clock import Clock
 from qipan.engines.leaf import LeafEngine
 from qipan.engines.local import LocalEngine
 from qipan.engines.queue import Queue, QueueLauncher
+from qipan.engines.ray import Ray
 from qipan.engines.slurm import Slurm
 from qipan.errors import InvalidInput
 from qipan.hardware import BoardSpec, Pool
@@ -40,4 +41,6 @@ def inside(board: BoardSpec, pool: Pool, command: list[str]) -> list[str]:
 def _queue(board: BoardSpec) -> Queue:
     if board.engine == "slurm":
         return Slurm(board)
+    if board.engine == "ray":
+        return Ray(board)
     raise InvalidInput(f"board {board.board}: no engine {board.engine!r} runs tasks here")

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Literal, Protocol
 
 from qipan.engines.leaf import Hold, Holding, read_json, write_text
-from qipan.errors import QipanError
-from qipan.hardware import ChipClassId, Pool
+from qipan.errors import InvalidInput, QipanError
+from qipan.hardware import BoardSpec, ChipClassId, Pool
 
 POLL_S = 2.0
 
@@ -58,6 +58,18 @@ class Queue(Protocol):
     def inside(self, pool: Pool, devices: int, command: list[str]) -> list[str]:
         """A local command that runs `command` on `devices` of the pool's, and waits for it."""
         ...
+
+
+def share_of(board: BoardSpec) -> float:
+    """The part of each chip class that Qipan may use.  Raises InvalidInput."""
+    text = board.engine_options.get("share", "1")
+    try:
+        share = float(text)
+    except ValueError:
+        share = -1.0
+    if not 0 < share <= 1:
+        raise InvalidInput(f"board {board.board}: share is {text}; give more than 0, at most 1")
+    return share
 
 
 class QueueLauncher:

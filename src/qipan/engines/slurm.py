@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qipan.curves import Need
 from qipan.engines.leaf import Hold, free_port, torchrun
-from qipan.engines.queue import Job, View
+from qipan.engines.queue import Job, View, share_of
 from qipan.errors import InvalidInput, QipanError
 from qipan.hardware import BoardSpec, ChipClassId, Pool
 from qipan.leases import TaskId
@@ -51,14 +51,8 @@ class SlurmOptions:
             raise InvalidInput(
                 f"board {board.board}: engine_options {unknown[0]!r} is not one of {', '.join(OPTIONS)}, folder, wait"
             )
-        share = given.pop("share", "1")
-        try:
-            portion = float(share)
-        except ValueError:
-            portion = -1.0
-        if not 0 < portion <= 1:
-            raise InvalidInput(f"board {board.board}: share is {share}; give more than 0, at most 1")
-        return SlurmOptions(share=portion, **given)
+        given.pop("share", None)
+        return SlurmOptions(share=share_of(board), **given)
 
 
 class Slurm:
