@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from qipan.errors import InvalidInput
+from qipan.trainer.shards import Reader
 
 FORTUNES = Path("/usr/share/games/fortunes")
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
@@ -57,7 +58,8 @@ def part_of(text: str) -> str:
 
 
 def read_texts(uri: str) -> list[str]:
-    """`fortunes:tang300+song100` (Debian's fortunes-zh), or `file:PATH` (texts apart by blank lines)."""
+    """`fortunes:tang300+song100` (Debian's fortunes-zh), `file:PATH` (texts apart by blank lines), or `shards:FOLDER` (the
+    text parts of its samples)."""
     scheme, _, rest = uri.partition(":")
     if scheme == "fortunes":
         return [text for name in rest.split("+") for text in _fortunes(name)]
@@ -66,7 +68,12 @@ def read_texts(uri: str) -> list[str]:
         if not path.is_file():
             raise InvalidInput(f"{uri}: no such file; give file:PATH of a UTF-8 text")
         return [text.strip() for text in path.read_text(encoding="utf-8").split("\n\n") if text.strip()]
-    raise InvalidInput(f"{uri}: the built-in trainer reads `fortunes:NAME+NAME` and `file:PATH`")
+    if scheme == "shards":
+        rows = Reader.of([Path(rest)])
+        return [row["text"] for row in rows.rows(range(len(rows.samples))) if row.get("text", "").strip()]
+    raise InvalidInput(
+        f"{uri}: the built-in trainer reads `fortunes:NAME+NAME`, `file:PATH` and the text of `shards:FOLDER`"
+    )
 
 
 def _fortunes(name: str) -> list[str]:
