@@ -348,9 +348,11 @@ def test_a_certificate_is_renewed_at_half_its_life_and_the_link_goes_on(tmp_path
         def renewed() -> bool:
             below._look()
             grid.host._look()
+            time.sleep(0.05)
             return below.wallet.own().serial != first and below.connected
 
         until(renewed, 30)
+        grid.host.wallet.flush()
         until(lambda: grid.host.wallet.kept.members[0].serial == f"{below.wallet.own().serial:x}")
         assert below.wallet.due_s() > time.time() + 3600
         assert grid.refusals() == []

@@ -236,6 +236,8 @@ class GridHost(Host):
                     )
                     log.info("%s is %s", name, "silent" if silent else "back")
                     self._news.set()
+        with self._door:
+            self.wallet.flush()
         self._renew()
 
     def _arrived(self, arrivals: list[tuple[BoardId, BoardSpec]]) -> None:

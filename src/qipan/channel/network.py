@@ -13,6 +13,7 @@ import contextlib
 import logging
 import os
 import queue
+import random
 import selectors
 import socket
 import ssl
@@ -43,8 +44,9 @@ BATCH_BYTES_MAX = 1 << 18
 MESSAGE_BYTES_MAX = 64 << 20
 HEARTBEAT_S = 8.0
 SILENT_S = 20.0  # a connection without a sign of life for so long is closed
-OPENING_S = 10.0  # from the first packet to `welcome`
-RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0)
+OPENING_S = 20.0  # from the first packet to `welcome`
+RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0)
+JITTER = 0.5  # of a wait, so that a thousand children do not come back as one
 CONNECTIONS_MAX = 4096
 ANSWER_S = 20.0
 
@@ -153,6 +155,7 @@ class Network:
         self._connections: set[_Connection] = set()
         self._listeners: list[_Listener] = []
         self._stopped = threading.Event()
+        self.bytes_in = self.bytes_out = 0  # of websockets, before TLS
         self._workers = ThreadPoolExecutor(4, thread_name_prefix="qipan-answers")
         self._thread = threading.Thread(target=self._run, name="qipan-network", daemon=True)
         self._thread.start()
@@ -381,6 +384,7 @@ class _Connection:
                 self.close(_tls_words(error))
                 return
             self._heard_s = time.monotonic()
+            self.network.bytes_in += len(data)
             if self.carrier is not None:
                 self.carrier.heard_s = self._heard_s
             if data:
@@ -490,6 +494,7 @@ class _Connection:
                     self.close(_tls_words(error))
                     return
                 del self._out[:sent]
+                self.network.bytes_out += sent
             self._blocked = False
             if not (self._posts or (self.carrier is not None and self.carrier.waiting())):
                 return
@@ -617,7 +622,7 @@ class Dialer:
     def down(self, _why: str) -> None:
         wait_s = RETRY_S[min(self._tries, len(RETRY_S) - 1)]
         self._tries += 1
-        timer = threading.Timer(wait_s, self._need.set)
+        timer = threading.Timer(wait_s * (1 + JITTER * random.random()), self._need.set)
         timer.daemon = True
         timer.start()
 

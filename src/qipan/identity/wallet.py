@@ -52,6 +52,9 @@ class Wallet:
     def __init__(self, folder: Path, now_s: Callable[[], float]) -> None:
         self.folder = folder
         self._now_s = now_s
+        self._served: tuple[int, ssl.SSLContext] | None = None
+        self._read_ns = 0
+        self._fresh: dict[tuple[tuple[str, ...], str], Member] = {}
         path = folder / "members.json"
         if not path.exists():
             raise NotFound(
@@ -187,6 +190,7 @@ class Wallet:
             None,
         )
         serial = f"{peer.serial:x}"
+        member = self._seen(member) if member is not None else None
         if peer.place[:-1] != self.place and not (peer.role == "standby" and peer.place == self.place):
             raise Unknown(f"{'/'.join(peer.place)} is not a board right below {'/'.join(self.place)}")
         if member is None:
@@ -197,8 +201,24 @@ class Wallet:
             raise Unknown(f"{'/'.join(peer.place)} showed a certificate that a newer one had replaced")
         if serial != member.serial:
             retired = (*member.retired, member.serial)[-20:] if member.serial else member.retired
-            self._keep_member(msgspec.structs.replace(member, serial=serial, retired=retired))
+            member = msgspec.structs.replace(member, serial=serial, retired=retired)
+            self._fresh[member.place, member.role] = member
         return member
+
+    def flush(self) -> None:
+        """Write down whose newest certificates were seen: once for many, when a thousand boards come at one time."""
+        if self._fresh:
+            self._reload()
+            members = tuple(self._seen(known) for known in self.kept.members)
+            self._fresh.clear()
+            self._keep(msgspec.structs.replace(self.kept, members=members))
+
+    def _seen(self, member: Member) -> Member:
+        """With what was seen since the file was written."""
+        fresh = self._fresh.get((member.place, member.role))
+        if fresh is None:
+            return member
+        return msgspec.structs.replace(member, serial=fresh.serial, retired=fresh.retired)
 
     def revoke(self, name: str) -> None:
         """Raises NotFound."""
@@ -247,7 +267,14 @@ class Wallet:
     # ---- TLS -----------------------------------------------------------------------------------------------------------
 
     def server_context(self) -> ssl.SSLContext:
-        """A client that shows a certificate must show a good one; who shows none may only join."""
+        """A client that shows a certificate must show a good one; who shows none may only join.  Made once for each
+        certificate: reading the files takes longer than a handshake."""
+        changed = (self.folder / "board.pem").stat().st_mtime_ns
+        if self._served is None or self._served[0] != changed:
+            self._served = (changed, self._server_context())
+        return self._served[1]
+
+    def _server_context(self) -> ssl.SSLContext:
         context = self._context(ssl.PROTOCOL_TLS_SERVER)
         context.verify_mode = ssl.CERT_OPTIONAL
         context.num_tickets = 0  # every connection shows its certificate
@@ -270,6 +297,10 @@ class Wallet:
 
     def _reload(self) -> None:
         """Another process (`qipan grid invite`) may have written meanwhile."""
+        changed = (self.folder / "members.json").stat().st_mtime_ns
+        if changed == self._read_ns:
+            return
+        self._read_ns = changed
         self.kept = msgspec.json.decode((self.folder / "members.json").read_bytes(), type=Members)
 
     def _keep_member(self, member: Member) -> None:
@@ -282,6 +313,7 @@ class Wallet:
     def _keep(self, kept: Members) -> None:
         self.kept = kept
         _write(self.folder / "members.json", msgspec.json.encode(kept))
+        self._read_ns = (self.folder / "members.json").stat().st_mtime_ns
 
 
 def joining_context(token: Token) -> ssl.SSLContext:
