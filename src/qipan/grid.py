@@ -19,7 +19,7 @@ from qipan.channel.network import Admitted, Dialer, Network, NetworkCarrier, ask
 from qipan.controller import fact_of
 from qipan.errors import InvalidInput, NotAllowed, QipanError, Unreachable
 from qipan.events import EngineAttached, EngineLost, TaskExited, TaskProgress, TaskStarted, decode, encode
-from qipan.hardware import BoardId, BoardSpec
+from qipan.hardware import BoardId, BoardSpec, Pool
 from qipan.host import LOOP_S, Host, TaskView
 from qipan.identity import Peer, Token, Unknown, Wallet, peer_of
 from qipan.identity.wallet import joining_context
@@ -253,6 +253,14 @@ class GridHost(Host):
                 path.parent.mkdir(exist_ok=True)
                 path.write_bytes(msgspec.json.encode(spec))
         self._compose()
+
+    def _all_pools(self) -> list[Pool]:
+        """Also those below: an attempt there may be charged before its board connected again."""
+        specs = [child.spec for child in self.children.values() if child.spec is not None]
+        return [
+            *self.site.pools(),
+            *(pool for spec in specs for board in spec.walk() for pool in board.pools),
+        ]
 
     def _kept_spec(self, name: BoardId) -> BoardSpec | None:
         path = self._folder / "children" / f"{name}.json"

@@ -22,7 +22,7 @@ from qipan.engines.leaf import LeafEngine, free_port
 from qipan.engines.make import leaf_engine
 from qipan.errors import Infeasible, InvalidInput, NotFound, OverLimit
 from qipan.events import BudgetRaised, CancelRequested, ParkRequested, TaskExited, TaskProgress, TaskSubmitted
-from qipan.hardware import BoardId, BoardSpec
+from qipan.hardware import BoardId, BoardSpec, Pool
 from qipan.leases import Order, Receipt, TaskId, Usage
 from qipan.ledger import Books, Tariff, check_balances, make_receipt
 from qipan.ledger.transfer import move
@@ -91,7 +91,7 @@ class Host:
             site.tariff_version,
             {
                 f"{pool.site}|{pool.chip_class}": pool.tariff_micro_cny_per_device_hour
-                for pool in site.pools()
+                for pool in self._all_pools()
             },
         )
         self.tree: Tree = build_tree(
@@ -134,6 +134,9 @@ class Host:
             sites = task.sites
             names = tuple(part.at for part in sites.parts)
             self._round_server.open(task_id, Rules(sites.every, sites.grace_s, sites.min_sites, names))
+    def _all_pools(self) -> list[Pool]:
+        """Those whose use may be paid here."""
+        return self.site.pools()
 
     def _take_up(self) -> None:
         """A submission whose fact was not stored before a crash is handed in again: once taken, never lost."""
