@@ -2,8 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
-
 from qipan.twin.protocol import MODEL, search
 
 

@@ -134,6 +134,7 @@ class Host:
             sites = task.sites
             names = tuple(part.at for part in sites.parts)
             self._round_server.open(task_id, Rules(sites.every, sites.grace_s, sites.min_sites, names))
+
     def _all_pools(self) -> list[Pool]:
         """Those whose use may be paid here."""
         return self.site.pools()
