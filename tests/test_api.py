@@ -1,5 +1,6 @@
 """The public API: pages, tags, keys, tenants, problems."""
 
+import asyncio
 import base64
 import json
 from collections.abc import Iterator
@@ -9,6 +10,7 @@ import pytest
 
 from api_site import TINY, TOKEN, caller, served, submit
 from qipan.api import tenant_token
+from qipan.api.follow import Followed
 from qipan.host import Host
 
 
@@ -138,3 +140,43 @@ def test_a_cursor_of_another_list_is_refused(api):
     forged = base64.urlsafe_b64encode(b'["now",1,{}]').decode()
     assert api.get("/decisions", params={"cursor": forged}).status_code == 400
     assert api.get("/tasks", params={"cursor": forged}).status_code == 400
+
+
+def test_a_thousand_followers_of_a_quiet_task_are_one_look_and_hear_what_comes(host, api):
+    """Each is woken only when something is new."""
+    name = submit(api, TINY.replace("name: tiny", "name: watched")).json()["task_id"]
+    looks = 0
+
+    class Counted:
+        def __getattr__(self, what):
+            return getattr(host, what)
+
+        def newest_fact(self, task_id):
+            nonlocal looks
+            looks += 1
+            return host.newest_fact(task_id)
+
+    async def crowd():
+        followed = Followed(Counted())
+        heard = [0] * 1000
+
+        async def listen(number):
+            async for piece in followed.follow(name, 0):
+                heard[number] += not piece.startswith(b":")
+
+        listening = [asyncio.create_task(listen(number)) for number in range(1000)]
+        while 0 in heard:
+            await asyncio.sleep(0.05)
+        quiet, before = list(heard), looks
+        await asyncio.sleep(2.0)
+        assert heard == quiet, "nothing new, nothing said"
+        assert looks - before <= 6
+        await asyncio.to_thread(host.cancel, name, "test")
+        while not all(task.done() for task in listening):
+            await asyncio.to_thread(host.step)
+            await asyncio.sleep(0.05)
+        assert not followed._watches
+        return quiet, heard
+
+    quiet, heard = asyncio.run(asyncio.wait_for(crowd(), 60))
+    assert all(more > less for more, less in zip(heard, quiet, strict=True))

@@ -443,6 +443,15 @@ class Host:
                 texts.append(f"---{part} attempt {path.name.rsplit('-', 1)[1]} ---\n{body}")
         return "".join(texts)
 
+    def newest_fact(self, task_id: str) -> int:
+        with self.lock:
+            return max((self.store.newest_fact_of(name) for name in self.parts(task_id)), default=0)
+
+    def log_bytes(self, task_id: str) -> int:
+        """Grows when the task prints."""
+        logs = [path / "log.txt" for name in self.parts(task_id) for path in self._attempts(name)]
+        return sum(log.stat().st_size for log in logs if log.exists()) + len(logs)
+
     def _attempts(self, task_id: str) -> list[Path]:
         found = [
             path

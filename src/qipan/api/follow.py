@@ -1,6 +1,8 @@
-"""Following a task by server-sent events.  All who follow the same task share what is read of it."""
+"""Following a task by server-sent events.  One look at a task serves all who follow it, and they are woken only when
+there is something new: a thousand onlookers of a quiet task cost nothing."""
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -11,40 +13,101 @@ from qipan.host import Host
 from qipan.shared import Shared
 
 FOLLOW_S = 0.5
+STILL_HERE_S = 15.0
 OVER = ("done", "failed", "cancelled")
+
+
+class Watch:
+    """Looks at one task twice a second while it is followed, and wakes those who follow it when it changed."""
+
+    def __init__(self, look: Callable[[], Any]) -> None:
+        self._look = look
+        self._changed = asyncio.Event()
+        self._watching: asyncio.Task[None] | None = None
+        self.version = 0
+        self.followers = 0
+
+    async def __aenter__(self) -> "Watch":
+        self.followers += 1
+        if self._watching is None:
+            self._watching = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(self, *_error: object) -> None:
+        self.followers -= 1
+        if self.followers == 0 and self._watching is not None:
+            self._watching.cancel()
+            self._watching = None
+
+    async def after(self, version: int) -> bool:
+        """Until there is something newer than `version`; False when nothing came for a while."""
+        if self.version != version:
+            return True
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._changed.wait(), STILL_HERE_S)
+            return True
+        return False
+
+    async def _watch(self) -> None:
+        last = await self._look()
+        while True:
+            await asyncio.sleep(FOLLOW_S)
+            now = await self._look()
+            if now != last:
+                last = now
+                self.version += 1
+                self._changed.set()
+                self._changed = asyncio.Event()
 
 
 class Followed:
     def __init__(self, host: Host) -> None:
         self._host = host
         self._shared = Shared(FOLLOW_S / 2)
+        self._watches: dict[str, Watch] = {}
 
     async def follow(self, task_id: str, after: int) -> AsyncIterator[bytes]:
-        """What is new about a task after fact `after`, twice a second, until it is over."""
+        """What is new about a task after fact `after`, as it comes, until it is over."""
+        watch = self._watches.setdefault(task_id, Watch(lambda: run_in_threadpool(self._look, task_id)))
         printed, last = 0, b""
-        while True:
-            view, now = await self._shared.get(task_id, lambda: run_in_threadpool(self._view, task_id))
-            over = view.state in OVER  # then nothing may be missed: what others read a moment ago is too old
-            events, seen, encoded = await self._read(self._events, task_id, after, anew=over)
-            if events:
-                after = seen
-                yield encoded
-            logs, encoded = await self._read(self._logs, task_id, printed, anew=over)
-            if logs["text"]:
-                printed = logs["next"]
-                yield encoded
-            if now != last:
-                last = now
-                yield now
-            if over:
-                return
-            await asyncio.sleep(FOLLOW_S)
+        try:
+            async with watch:
+                while True:
+                    version = watch.version
+                    view, now = await self._shared.get(
+                        (task_id, version), lambda: run_in_threadpool(self._view, task_id)
+                    )
+                    over = (
+                        view.state in OVER
+                    )  # then nothing may be missed: what others read a moment ago is too old
+                    events, seen, encoded = await self._read(self._events, task_id, after, anew=over)
+                    if events:
+                        after = seen
+                        yield encoded
+                    logs, encoded = await self._read(self._logs, task_id, printed, anew=over)
+                    if logs["text"]:
+                        printed = logs["next"]
+                        yield encoded
+                    if now != last:
+                        last = now
+                        yield now
+                    if over:
+                        return
+                    while not await watch.after(version):
+                        yield b": still here\n\n"
+        finally:
+            if watch.followers == 0 and self._watches.get(task_id) is watch:
+                del self._watches[task_id]
 
     async def _read(self, read: Callable[[str, int], Any], task_id: str, after: int, *, anew: bool) -> Any:
         if anew:
             return await run_in_threadpool(read, task_id, after)
         key = (read.__name__, task_id, after)
         return await self._shared.get(key, lambda: run_in_threadpool(read, task_id, after))
+
+    def _look(self, task_id: str) -> Any:
+        """What tells whether anything is new."""
+        return self._host.task(task_id), self._host.newest_fact(task_id), self._host.log_bytes(task_id)
 
     def _view(self, task_id: str) -> Any:
         view = self._host.task(task_id)

@@ -147,13 +147,16 @@ def add_pages(console: FastAPI, pages: Pages, reads: Reads) -> None:
 async def follow(
     pages: Pages, reads: Reads, page: str, query: dict[str, Any], language: str
 ) -> AsyncIterator[str]:
-    """The live part of a page whenever it changed; `offline` while the boards do not answer."""
+    """The live part of a page whenever it changed; `offline` while the boards do not answer.  Tabs that show the same
+    share what is drawn."""
+
+    async def drawn() -> str:
+        return pages.html(f"{page}.live.html", language, page=page, **await reads.of(page, query))
+
     last = ""
     while True:
         try:
-            values = await reads.of(page, query)
-            now = pages.html(f"{page}.live.html", language, page=page, **values)
-            event = "live"
+            now, event = await reads.once(("drawn", page, language, *sorted(query.items())), drawn), "live"
         except QipanError as error:
             now, event = str(error), "offline"
         if now != last:

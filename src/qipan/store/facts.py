@@ -101,6 +101,11 @@ class Facts:
             )
         )
 
+    def newest_fact_of(self, task_id: str) -> int:
+        """The number of the task's newest fact; 0 when there is none."""
+        row = self.db.row("SELECT max(fact_id) FROM facts WHERE task_id = ?", (task_id,))
+        return int((row and row[0]) or 0)
+
     def facts_since(self, after: int, most: int = PAGE) -> list[tuple[int, float, bytes]]:
         """(fact id, now_s, body) of every task's facts and of those about none, in order."""
         return _triples(
