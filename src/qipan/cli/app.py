@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from qipan.cli.balance import balance
+from qipan.cli.check import check
 from qipan.cli.chips import app as chips
 from qipan.cli.grid import board, grid
 from qipan.cli.market import app as market
@@ -27,6 +28,7 @@ app = typer.Typer(
 
 app.add_typer(market, name="market")
 app.add_typer(chips, name="chips")
+app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": False})(check)
 app.add_typer(board, name="board")
 app.add_typer(grid, name="grid")
 app.command()(backup)
