@@ -5,6 +5,7 @@ Against plain torchrun DistributedDataParallel over the same link in the same ru
 it sends fp32 where int8 is asked for, and it knows no weights for unlike sites.
 """
 
+import itertools
 import json
 import os
 import signal
@@ -18,14 +19,21 @@ import numpy as np
 
 from benchmarks.form import Figure, arguments, write
 from benchmarks.wan import Wan
+from qipan.hardware import BoardId
+from qipan.network import Link
+from qipan.planner.sites import mixed_step_s, round_s
 from qipan.strategy import Outer, SiteStrategy, Stage, Strategy
 
 LATENCY_S, BYTES_PER_S = 0.020, 25e6
 LAYERS, HIDDEN, SEQ, ROWS = 4, 128, 64, 4  # rows a site; 1.2 M parameters with the poems' characters
+PARAMETERS = 1_200_000  # about, for the planner's formula
 PAD_S = 0.08  # added to every step, plain or not, as if a chip computed: so that a busy machine blurs less
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": "lo",
 }  # fmt: skip
+
+
+LINK = Link(BoardId("east"), BoardId("west"), BYTES_PER_S, LATENCY_S)
 
 
 def main() -> None:
@@ -79,6 +87,12 @@ def mixed(figures: list[Figure], rows: list[dict[str, Any]]) -> None:
         Figure("mixed_dp_share_of_ideal", found["reached"] / found["ideal"], "share", ">= 0.95"),
         Figure("mixed_dp_even_share_of_ideal", found["even"] / found["ideal"], "share"),
         Figure("speed_change_absorbed_steps", float(max(slow, default=-1) + 1), "steps", "<= 3"),
+        Figure(
+            "planner_error_mixed",
+            abs((64 / found["reached"]) / mixed_step_s(found["rows"], found["rates"]) - 1),
+            "share",
+            "<= 0.15",
+        ),
         Figure("reshape_s", max(one["seconds"] for one in found["reshape_s"]), "s", "<= 3"),
     ]
     rows.append({"part": "mixed", **found})
@@ -141,9 +155,9 @@ def link(figures: list[Figure], rows: list[dict[str, Any]]) -> None:
     batch = 2 * ROWS * SEQ
     with Wan(2, LATENCY_S, BYTES_PER_S) as wan:
         plain = ddp(wan)
-        h10 = [one for one in two_sites(wan, 10, 60 * batch, overlap=True) if "site" in one]
-        h50 = [one for one in two_sites(wan, 50, 150 * batch, overlap=True) if "site" in one]
-        plainly = [one for one in two_sites(wan, 10, 60 * batch, overlap=False) if "site" in one]
+        h10 = [one for one in two_sites(wan, 10, 50 * batch, overlap=True) if "site" in one]
+        h50 = [one for one in two_sites(wan, 50, 100 * batch, overlap=True) if "site" in one]
+        plainly = [one for one in two_sites(wan, 10, 40 * batch, overlap=False) if "site" in one]
     for every, found in ((10, h10), (50, h50), (10, plainly)):
         sequences = [[one["digest"] for one in site["rounds"]] for site in found]
         assert sequences[0] == sequences[1], f"digests differ at H = {every}"
@@ -155,6 +169,21 @@ def link(figures: list[Figure], rows: list[dict[str, Any]]) -> None:
         name: min(site["computed_s"] / site["seconds"] for site in found)
         for name, found in (("h10", h10), ("h50", h50), ("h10 without overlap", plainly))
     }
+    errors = {}
+    for name, every, overlap, found in (
+        ("h10", 10, True, h10),
+        ("h50", 50, True, h50),
+        ("h10 without overlap", 10, False, plainly),
+    ):
+        inner_s = max(site["computed_s"] / site["steps"] for site in found)
+        whole = [b["at_s"] - a["at_s"] for site in found for a, b in itertools.pairwise(site["rounds"])]
+        size = PARAMETERS * (1 + 4 / 1024)
+        planned_s = round_s(inner_s, every, 2, PARAMETERS, size / PARAMETERS, LINK, overlap=overlap)
+        errors[name] = abs(float(np.median(whole)) / planned_s - 1)
+    figures += [
+        Figure(f"planner_error_round_{name.replace(' ', '_')}", error, "share", "<= 0.15")
+        for name, error in errors.items()
+    ]
     figures += [
         Figure("cross_site_speed_vs_ddp", speed["h10"] / plain["tokens_per_s"], "times", ">= 3"),
         Figure("cross_site_use_h10", use["h10"], "share", ">= 0.90"),
@@ -169,7 +198,7 @@ def link(figures: list[Figure], rows: list[dict[str, Any]]) -> None:
 
 def kill(figures: list[Figure], rows: list[dict[str, Any]]) -> None:
     with Wan(2, LATENCY_S, BYTES_PER_S) as wan:
-        lost = two_sites(wan, 5, 300 * 2 * ROWS * SEQ, overlap=False, kill=True)
+        lost = two_sites(wan, 5, 200 * 2 * ROWS * SEQ, overlap=False, kill=True)
     east = next(one for one in lost if one.get("site") == "east")
     west = next(one for one in lost if one.get("site") == "west")
     killed_s = lost[0]["killed_at_s"]
@@ -192,7 +221,7 @@ def kill(figures: list[Figure], rows: list[dict[str, Any]]) -> None:
 def ddp(wan: Wan) -> dict[str, Any]:
     plan = {
         "strategy": msgspec.to_builtins(strategy(10)),
-        "steps": 20,
+        "steps": 12,
         "pad_s": PAD_S,
         "layers": LAYERS,
         "hidden": HIDDEN,

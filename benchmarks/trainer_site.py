@@ -263,9 +263,11 @@ def mixed(plan: dict[str, Any]) -> None:
     even = float(np.median(times[:2]))
     half = plan["steps"] // 2
     settled = float(np.median(times[half // 2 : half]))
+    before = [one["to"] for one in said if one["step"] < half]
     reshapes = reshape(plan, text)
     if rank == 0:
         say(
+            rows=before[-1] if before else (rows // 2, rows // 2),
             rates=rates.tolist(),
             ideal=float(rates.sum()),
             reached=rows / settled,

@@ -4,7 +4,7 @@ Rows go to sites and ranks by measured speed, so that all ends of a step fall to
 of one site are one world of ranks, sites meet in outer steps.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from qipan.errors import Infeasible
@@ -13,6 +13,22 @@ from qipan.network import Link
 from qipan.strategy import Outer, SiteStrategy, Stage, Strategy, share_rows
 from qipan.workload import Limits, Shape, Task
 from qipan.workload.task import Part
+
+
+def mixed_step_s(rows_per_dp: Sequence[int], rows_per_s: Sequence[float]) -> float:
+    """Seconds of a data-parallel step on unlike chips: the slowest rank's."""
+    return max(rows / rate for rows, rate in zip(rows_per_dp, rows_per_s, strict=True))
+
+
+def round_s(
+    inner_s: float, every: int, sites: int, values: int, bytes_per_value: float, link: Link, *, overlap: bool, codec_s: float = 0.0
+) -> float:  # fmt: skip
+    """Seconds of a round of outer steps (TRAINING, formulas): the inner steps, then what of the exchange they do not hide.
+    `inner_s`: a step at the slowest site; each site sends to every other (V = S - 1), and control passes the link
+    six times.  With overlap a round lasts as long as its steps or its exchange, whichever is longer."""
+    exchange_s = (sites - 1) * values * bytes_per_value / link.bytes_per_s + 6 * link.latency_s + codec_s
+    steps_s = every * inner_s
+    return max(steps_s, exchange_s) if overlap else steps_s + exchange_s
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from qipan.errors import QipanError
+from qipan.errors import InvalidInput, QipanError
 from qipan.strategy import Strategy, parse_strategy
 from qipan.trainer import checkpoint
 from qipan.trainer.balance import WINDOW_S, Balance
@@ -28,6 +28,7 @@ from qipan.trainer.model import summed_loss as summed_loss
 from qipan.trainer.session import LEARNING_RATE, Session
 from qipan.trainer.sites.outer import Sites
 from qipan.trainer.world import World
+from qipan.trainer.world_board import WorldBoard, WorldOrder
 from qipan.workload import Task
 
 WARM_UP_STEPS = 20
@@ -65,8 +66,18 @@ class Run:
         signal.signal(signal.SIGTERM, self._on_signal)
         torch.set_num_threads(1)
         site = strategy.site(self.site_id)
-        vendors = {stage.chip_class.split("/")[0] for stage in site.stages}
-        self.world = World.from_environment(len(vendors))
+        vendors = len({stage.chip_class.split("/")[0] for stage in site.stages})
+        self.ordered = False  # a reshape can be done now
+        self.left = False  # this process is no longer in the world
+        self.board = WorldBoard(self.control.parent) if self.control is not None else None
+        if "QIPAN_WORKER" in os.environ:
+            assert self.board is not None
+            self.world = self.board.join(int(os.environ["QIPAN_WORKER"]), vendors)
+            strategy = self.board.order(0).strategy
+        else:
+            self.world = World.from_environment(vendors)
+            if self.board is not None and self.world.rank == 0:
+                self.board.put_address()
         self.world.open()
         self.corpus: Corpus = load_corpus(self.task.data)
         assert self.task.model is not None
@@ -89,6 +100,8 @@ class Run:
                 os.environ.get("QIPAN_ADDRESS", "127.0.0.1"), self._say, self.work.tokens, _rounds_done(self.folder),
             )  # fmt: skip
         stopped = self._steps()
+        if self.left:
+            return
         if self.sites is not None:
             self.sites.leave()
         if not stopped:
@@ -134,6 +147,9 @@ class Run:
                 return True
             if not finished:
                 self._rebalance(row_s, now_s - began_s)
+                self._follow_orders()
+            if self.left:
+                return True
         return False
 
     def _batch(self, step: int) -> Tensor:
@@ -152,15 +168,17 @@ class Run:
         first = os.environ.get("LOCAL_RANK", "0") == "0"  # of its node: each node may be told to stop
         asked = self.asked_to_stop or (first and self.control is not None and self.control.exists())
         ranks = self.world.size
-        told = torch.zeros(3 + 2 * ranks, dtype=torch.float64)
+        told = torch.zeros(4 + 2 * ranks, dtype=torch.float64)
         told[0], told[1], told[2] = share, float(asked), float(due and rank == 0)
-        told[3 + rank], told[3 + ranks + rank] = session.watch.forward_s, session.watch.rows
+        told[3] = float(self.board is not None and rank == 0 and self.board.waiting(self.world) > 0)
+        told[4 + rank], told[4 + ranks + rank] = session.watch.forward_s, session.watch.rows
         told = told.to(device())
         if dist.is_initialized():
             dist.all_reduce(told)
         values = told.tolist()
         tokens = session.site.rows * session.strategy.seq
-        seconds, rows = values[3 : 3 + ranks], values[3 + ranks :]
+        self.ordered = values[3] > 0
+        seconds, rows = values[4 : 4 + ranks], values[4 + ranks :]
         row_s: list[float] = []
         if max(seconds) >= WINDOW_S:
             row_s = [s / n if n else 0.0 for s, n in zip(seconds, rows, strict=True)]
@@ -196,6 +214,36 @@ class Run:
             "reshaped", step=self.session.step, strategy_from=before.label(), strategy_to=strategy.label(),
             layers=[stage.layers for stage in self.session.site.stages], seconds=round(self.reshape_s, 3),
         )  # fmt: skip
+
+    def _follow_orders(self) -> None:
+        """Another strategy on other ranks, when it was ordered and whoever is new is there: the same processes go on."""
+        if self.board is None or not self.ordered:
+            return
+        told: list[Any] = [self.board.order(self.world.generation) if self.world.rank == 0 else None]
+        if dist.is_initialized():
+            dist.broadcast_object_list(told)
+        order: WorldOrder = told[0]
+        before, was_first = self.session.strategy, self.world.rank == 0
+        try:
+            devices = order.strategy.site(self.site_id).devices
+            if devices != len(order.members):
+                raise InvalidInput(
+                    f"the strategy is for {devices} devices, {len(order.members)} members are named"
+                )
+            self.reshape_s = self.session.reshape(
+                order.strategy, self.folder, lambda: self.world.change(order.generation, order.members)
+            )
+        except QipanError as error:
+            self.board.refuse(order, str(error))
+            self._say("refused", why=str(error))
+            return
+        self.left = self.world.worker not in order.members
+        if was_first:
+            self._say(
+                "reshaped", step=self.session.step, strategy_from=before.label(), strategy_to=order.strategy.label(),
+                generation=order.generation, members=order.members, seconds=round(self.reshape_s, 3),
+            )  # fmt: skip
+        self.balance = Balance()
 
     def _save(self) -> None:
         began_s = time.time()

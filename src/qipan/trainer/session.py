@@ -14,7 +14,7 @@ from torch import Tensor
 from qipan.strategy import Strategy, check_strategy
 from qipan.trainer import checkpoint
 from qipan.trainer.device import device
-from qipan.trainer.layout import Layout, build
+from qipan.trainer.layout import Layout, build, check_layout
 from qipan.workload import Model
 
 LEARNING_RATE = 3e-3
@@ -107,6 +107,8 @@ class Session:
         the two and says whether this rank is still in it.  Refused strategies change nothing.  Returns seconds."""
         began_s = time.perf_counter()
         check_strategy(strategy)
+        site = strategy.site(self.site_id)
+        check_layout(site, strategy.seq, self.spec, site.devices)
         self.save(folder)
         step = self.step
         del self.layout, self.optimizer, self.watch

@@ -40,6 +40,15 @@ class World:
         address = os.environ.get("MASTER_ADDR", "127.0.0.1")
         return World(int(os.environ.get("RANK", "0")), range(size), address, port, vendors)
 
+    @staticmethod
+    def joining(
+        worker: int, members: Sequence[int], generation: int, address: str, port: int, vendors: int = 1
+    ) -> "World":
+        """A process that enters a world which is about to be made."""
+        world = World(worker, sorted(members), address, port, vendors)
+        world.generation = generation
+        return world
+
     @property
     def rank(self) -> int:
         return self.members.index(self.worker)
@@ -51,6 +60,7 @@ class World:
     def open(self) -> None:
         if self.size == 1:
             return
+        assert self._store is not None, "a world of several ranks has a store"
         dist.init_process_group(
             backend(self._vendors), store=dist.PrefixStore(f"world-{self.generation}", self._store),  # type: ignore[attr-defined]
             rank=self.rank, world_size=self.size,
