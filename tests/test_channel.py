@@ -3,6 +3,9 @@ from hypothesis import strategies as st
 
 from qipan.channel import FaultyCarrier, Link, carrier_pair
 from qipan.clock import named_random
+from qipan.engines.board import BoardEngine, ParentLink
+from qipan.events import Renew, TakeCensus
+from qipan.leases import EngineId
 
 
 @given(st.integers(0, 10_000), st.integers(1, 40))
@@ -43,3 +46,19 @@ def test_a_damaged_frame_is_a_lost_frame():
     left, right = carrier_pair()
     left.send(b"\xff\x00 not a frame")
     assert Link(right, 1).receive() == []
+
+
+def test_a_slow_child_is_dropped_to_a_snapshot_at_the_bound(monkeypatch):
+    monkeypatch.setattr("qipan.engines.board.COMMANDS_MAX", 3)
+    above, below = carrier_pair()
+    engine, child = BoardEngine(EngineId("dc1"), above, 1), ParentLink(below, 1)
+    for i in range(5):
+        engine.renew(Renew((), 1, float(i)))
+        engine.flush(0.0)
+    assert engine.started_again(), "its commands are gone: it is asked what it holds"
+    assert not engine.started_again()
+    engine.census(TakeCensus(2, 0.0))
+    engine.flush(1.0)
+    received = [found.command for found in child.commands()]
+    assert isinstance(received[-1], TakeCensus)
+    assert [command.term for command in received[-2:]] == [1, 2]

@@ -110,6 +110,10 @@ class Link:
         self._last_pushed = seq if seq is not None else self._last_pushed + 1
         self._unacked[self._last_pushed] = (body, float("-inf"))
 
+    def forget(self) -> None:
+        """What was not acknowledged is never sent again; the other side goes on with what is pushed next."""
+        self._unacked.clear()
+
     @property
     def unacknowledged(self) -> int:
         return len(self._unacked)

@@ -231,7 +231,15 @@ def events(
 
 
 @app.command()
-def wait(task: str, json_: Json = False, store: StoreDir = None, timeout: float = 0.0) -> None:
+def wait(
+    task: str,
+    json_: Json = False,
+    store: StoreDir = None,
+    timeout: float = 0.0,
+    pass_exit_code: Annotated[
+        bool, typer.Option("--pass-exit-code", help="Of a failed task: exit as its last attempt did.")
+    ] = False,
+) -> None:
     """Until a task is over: exit 0 done, 100 failed, 103 cancelled, 101 not finished in --timeout seconds."""
     board, began_s = client(store), time.monotonic()
     try:
@@ -245,6 +253,11 @@ def wait(task: str, json_: Json = False, store: StoreDir = None, timeout: float 
         out(view)
     else:
         print(f"{task}: {view['state']}")
+    if pass_exit_code and view["state"] == "failed":
+        events = board.call("GET", f"/tasks/{task}/events", after=0)["events"]
+        codes = [event["fact"]["exit_code"] for event in events if event["kind"] == "task_exited"]
+        if codes and codes[-1]:
+            raise typer.Exit(codes[-1] if codes[-1] > 0 else 128 - codes[-1])
     raise typer.Exit({"done": 0, "failed": 100, "cancelled": 103}.get(view["state"], 101))
 
 

@@ -20,6 +20,10 @@ from qipan.events import (
 )
 from qipan.leases import EngineId
 
+#: commands that a child did not take; one that is slower is dropped to a snapshot: they are forgotten, and a census
+#: says what it holds
+COMMANDS_MAX = 200_000
+
 
 class BoardEngine:
     """The parent's end.  Reports of the child carry the child's durable numbers; they are taken in order and
@@ -31,6 +35,7 @@ class BoardEngine:
         self._waiting: list[tuple[int, Fact]] = []
         self._taken = 0
         self._child_start = 0
+        self._behind = False
 
     def reserve(self, command: Reserve) -> None:
         self._send(command)
@@ -52,6 +57,9 @@ class BoardEngine:
 
     def _send(self, command: Command) -> None:
         self._link.push(encode(command))
+        if self._link.unacknowledged > COMMANDS_MAX:
+            self._link.forget()
+            self._behind = True
 
     def observe(self, after: int) -> list[tuple[int, Fact]]:
         self._taken = after
@@ -63,9 +71,11 @@ class BoardEngine:
         return list(self._waiting)
 
     def started_again(self) -> bool:
-        """Whether the child began anew since the last call; its first sign of life does not count."""
+        """Whether the child began anew since the last call (its first sign of life does not count), or was so slow that
+        its commands were dropped: either way it is asked what it holds."""
+        behind, self._behind = self._behind, False
         before, self._child_start = self._child_start, self._link.heard_from()
-        return before not in (0, self._child_start)
+        return behind or before not in (0, self._child_start)
 
     def flush(self, now_s: float) -> float | None:
         """Send and acknowledge.  Called after what `observe` gave was stored.  Returns when to call again."""

@@ -1,6 +1,8 @@
 """Plain processes on this machine: a leaf engine whose devices are shares of cores (or the machine's own chips)."""
 
+import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -9,6 +11,7 @@ from pathlib import Path
 from qipan.clock import Clock
 from qipan.engines import devices as chips
 from qipan.engines.leaf import Hold, Holding, LeafEngine, free_port, read_json, torchrun
+from qipan.errors import InvalidInput
 from qipan.hardware import BoardSpec, ChipClassId
 from qipan.leases import EngineId
 
@@ -33,6 +36,7 @@ class Processes:
 
     def __init__(self, board: BoardSpec, quotas: bool | None = None) -> None:
         self._pools = {pool.chip_class: pool for pool in board.pools}
+        self._sandboxed = _sandbox_of(board)
         self._quotas = chips.quotas_available() if quotas is None else quotas
         self._shims: list[subprocess.Popen[bytes]] = []
         #: groups whose attempt ended; removed once their last process has left
@@ -76,6 +80,8 @@ class Processes:
         return Holding("held")
 
     def start(self, hold: Hold, attempt: Path) -> None:
+        if self._sandboxed:
+            sandbox(attempt)
         shim = subprocess.Popen(
             [sys.executable, "-S", str(Path(__file__).with_name("shim.py")), str(attempt)],
             stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(attempt / "shim.err").open("w"),
@@ -101,6 +107,58 @@ class Processes:
         self._shims = [shim for shim in self._shims if shim.poll() is None]
         self._empty_groups = [group for group in self._empty_groups if not chips.remove_group(group)]
         return not self._empty_groups
+
+
+def _sandbox_of(board: BoardSpec) -> bool:
+    """`engine_options: {sandbox: bubblewrap}`.  Raises InvalidInput."""
+    kind = board.engine_options.get("sandbox", "none")
+    if kind not in ("none", "bubblewrap"):
+        raise InvalidInput(f"board {board.board}: no sandbox {kind[:40]!r}; there are bubblewrap and none")
+    if kind == "bubblewrap" and shutil.which("bwrap") is None:
+        raise InvalidInput(
+            f"board {board.board}: sandbox bubblewrap needs the program bwrap (package bubblewrap); install it, or say none"
+        )
+    return kind == "bubblewrap"
+
+
+def sandbox(attempt: Path) -> None:
+    """The attempt's command runs in bubblewrap: the machine is read-only but for the attempt's folder, its checkpoints, its
+    working folder and a /tmp of its own; what else the board keeps (keys, other tasks) is not there; no rights, no
+    way to signal or see processes outside."""
+    spec = json.loads((attempt / "spec.json").read_text())
+    if spec["command"][0] == "bwrap":
+        return
+    env = spec["env"]
+    store = next((above for above in attempt.parents if (above / "identity").is_dir()), attempt.parent)
+    kept = [str(attempt), env["QIPAN_CHECKPOINT_DIR"], spec["cwd"], spec["group"]]
+    command = [
+        "bwrap",
+        "--ro-bind",
+        "/",
+        "/",
+        "--dev-bind",
+        "/dev",
+        "/dev",
+        "--tmpfs",
+        "/tmp",
+        "--tmpfs",
+        str(store),
+    ]
+    for path in [path for path in kept if path and path != "/"]:
+        command += ["--bind", path, path]
+    command += [
+        "--unshare-user",
+        "--unshare-ipc",
+        "--unshare-uts",
+        "--cap-drop",
+        "ALL",
+        "--new-session",
+        "--die-with-parent",
+    ]
+    if not spec["shares"]:  # a duty cycle is kept from outside by the ranks' own process numbers
+        command += ["--unshare-pid", "--proc", "/proc"]
+    spec["command"] = [*command, "--", *spec["command"]]
+    (attempt / "spec.json").write_text(json.dumps(spec))
 
 
 def _read(path: str) -> bytes:
