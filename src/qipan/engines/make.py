@@ -4,6 +4,7 @@ import hashlib
 from pathlib import Path
 
 from qipan.clock import Clock
+from qipan.engines.kubernetes import Kubernetes
 from qipan.engines.leaf import LeafEngine
 from qipan.engines.local import LocalEngine
 from qipan.engines.queue import Queue, QueueLauncher
@@ -43,4 +44,6 @@ def _queue(board: BoardSpec) -> Queue:
         return Slurm(board)
     if board.engine == "ray":
         return Ray(board)
+    if board.engine == "kubernetes":
+        return Kubernetes(board)
     raise InvalidInput(f"board {board.board}: no engine {board.engine!r} runs tasks here")

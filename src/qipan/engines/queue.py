@@ -6,6 +6,7 @@ tasks go on when the queue's daemons are gone, and the lease ends them even then
 under the same path by the nodes of the queue (a shared file system).
 """
 
+import os
 import queue
 import threading
 import time
@@ -70,6 +71,11 @@ def share_of(board: BoardSpec) -> float:
     if not 0 < share <= 1:
         raise InvalidInput(f"board {board.board}: share is {text}; give more than 0, at most 1")
     return share
+
+
+def python_path() -> dict[str, str]:
+    """Nodes that share our file system find our modules where we do."""
+    return {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
 
 
 class QueueLauncher:

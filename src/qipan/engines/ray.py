@@ -16,7 +16,7 @@ from typing import Any
 import httpx
 
 from qipan.engines.leaf import Hold, free_port, torchrun
-from qipan.engines.queue import Job, View, share_of
+from qipan.engines.queue import Job, View, python_path, share_of
 from qipan.errors import InvalidInput, QipanError
 from qipan.hardware import BoardSpec, ChipClassId, Pool
 
@@ -138,6 +138,7 @@ class Ray:
 
     def environment(self, hold: Hold, granted: Mapping[str, object]) -> dict[str, str]:
         return {
+            **python_path(),
             "QIPAN_NUM_NODES": "1",
             "QIPAN_DEVICES": str(granted.get("devices", "")),
             "MASTER_ADDR": "127.0.0.1",

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from qipan.curves import Need
 from qipan.engines.leaf import Hold, free_port, torchrun
-from qipan.engines.queue import Job, View, share_of
+from qipan.engines.queue import Job, View, python_path, share_of
 from qipan.errors import InvalidInput, QipanError
 from qipan.hardware import BoardSpec, ChipClassId, Pool
 from qipan.leases import TaskId
@@ -165,6 +165,7 @@ class Slurm:
         nodes = nodes_for(hold.need.devices, pool.devices_per_node)
         interface = self._options.interface or ("lo" if nodes == 1 else "")
         return {
+            **python_path(),
             "QIPAN_NUM_NODES": str(nodes),
             "QIPAN_DEVICES": str(granted.get("devices", "")),
             "MASTER_ADDR": "127.0.0.1" if nodes == 1 else str(granted.get("host", "")),
