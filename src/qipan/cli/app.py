@@ -95,6 +95,7 @@ def tell(value: Any, json_: bool, show: Callable[[Any], None]) -> None:
 def plan(
     task: Path, json_: Json = False, site: SiteFile = None, store: StoreDir = None,
     explain: Annotated[str, typer.Option(help="the number of an option: where each second of its step goes")] = "",
+    render: Annotated[str, typer.Option(help="the strategy as arguments of qipan, megatron, mindspeed, torchtitan, deepspeed")] = "",
 ) -> None:  # fmt: skip
     """How a task could run: options, cost, finish, refusals.  Needs no server."""
     import msgspec
@@ -106,7 +107,9 @@ def plan(
     checked, directives = read_file(task)
     here = site_of(site)
     made = plan_on(here if checked.run else probed(here), checked)
-    if explain:
+    if render:
+        print_rendered(checked, made, render, explain)
+    elif explain:
         option = option_of(made, explain)
         tell(msgspec.to_builtins(option), json_, lambda _: tables.print_option(option))
     elif json_:
@@ -116,6 +119,19 @@ def plan(
         tables.print_plan(made)
     if made.curve is None:
         raise typer.Exit(104)
+
+
+def print_rendered(task: Any, made: "Plan", target: str, wanted: str) -> None:
+    """The strategy of an option (the chosen one, when none is named) in a trainer's words."""
+    from qipan.planner.render import render
+
+    option = option_of(made, wanted or made.chosen or "1")
+    point = made.curve.point(option.point_id) if made.curve else None
+    if point is None or point.strategy is None or task.model is None:
+        raise InvalidInput(
+            f"{option.option_id} has no strategy to render: a script without a model plans its own"
+        )
+    print(render(target, task.model, point.strategy))
 
 
 def option_of(made: "Plan", wanted: str) -> "Option":
