@@ -1,0 +1,1 @@
+"""The published settings that the twin's policies are compared in."""
