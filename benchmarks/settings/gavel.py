@@ -26,7 +26,11 @@ def load_speeds(folder: Path) -> Mapping[tuple[str, int], Mapping[str, float]]:
     found: dict[tuple[str, int], dict[str, float]] = {}
     with gzip.open(folder / "gavel_isolated.csv.gz", "rt") as file:
         for row in csv.DictReader(file):
-            if row["source"] == "simulation_throughputs" and row["consolidated"] == "True" and row["steps_per_s"]:
+            if (
+                row["source"] == "simulation_throughputs"
+                and row["consolidated"] == "True"
+                and row["steps_per_s"]
+            ):
                 batch = f" (batch size {int(float(row['batch_size']))})" if row["batch_size"] else ""
                 key = (row["model"] + batch, int(row["scale_factor"]))
                 found.setdefault(key, {})[row["accelerator_type"]] = float(row["steps_per_s"])

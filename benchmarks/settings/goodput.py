@@ -5,7 +5,7 @@ the points that the task has run at so far, by the root mean square error of the
 """
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cache, lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,9 +21,11 @@ TINY = 1e-8
 BATCHES = 50  # batch sizes tried on a geometric grid
 
 
-@lru_cache(maxsize=None)
+@cache
 def fit(samples: tuple[Sample, ...]) -> Parameters:
-    nodes, replicas, batch, compute_s, step_s = (np.array(column, dtype=float) for column in zip(*samples, strict=True))
+    nodes, replicas, batch, compute_s, step_s = (
+        np.array(column, dtype=float) for column in zip(*samples, strict=True)
+    )
     start = [1e-1, 1e-2] * 3 + [1.0 + 1e-3]
     lower = [TINY, TINY] * 3 + [1.0]
     upper = [np.inf, np.inf] * 3 + [10.0]
@@ -89,7 +91,9 @@ def step_s(given: Parameters, nodes: Floats, replicas: Floats, batch: Floats, ac
     a_c, b_c, a_n, b_n, a_r, b_r, gamma = given
     more = np.maximum(replicas - 2, TINY)
     compute = a_c + b_c * batch
-    network = np.where(nodes > 1, a_n + b_n * more, np.where(replicas > 1, a_r + b_r * more, TINY + TINY * more))
+    network = np.where(
+        nodes > 1, a_n + b_n * more, np.where(replicas > 1, a_r + b_r * more, TINY + TINY * more)
+    )
     return accumulated * compute + (compute**gamma + network**gamma) ** (1 / gamma)
 
 
@@ -109,7 +113,9 @@ def best_batches(
     """(goodput, local batch, accumulated passes) of the best batch size, for each (nodes, replicas)."""
     nodes = np.array([shape[0] for shape in shapes], dtype=float)
     replicas = np.array([shape[1] for shape in shapes], dtype=float)
-    total = np.geomspace(np.maximum(first_batch, local_least * replicas), np.full(len(shapes), largest_batch), BATCHES)
+    total = np.geomspace(
+        np.maximum(first_batch, local_least * replicas), np.full(len(shapes), largest_batch), BATCHES
+    )
     local = total / replicas
     accumulated = np.ceil(local / local_most - TINY) - 1
     accumulated = np.where(

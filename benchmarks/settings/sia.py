@@ -91,7 +91,9 @@ class Model:
 class Speed:
     """Measured step times of one model on one chip class."""
 
-    def __init__(self, model: str, pool: str, placed: Sequence[Mapping[str, Any]], scaled: Sequence[Mapping[str, Any]]):
+    def __init__(
+        self, model: str, pool: str, placed: Sequence[Mapping[str, Any]], scaled: Sequence[Mapping[str, Any]]
+    ):
         by_place: dict[int, list[tuple[float, float, float]]] = {}
         means: dict[tuple[int, int, float], list[tuple[float, float]]] = {}
         for row in placed:
@@ -206,7 +208,12 @@ class SiaSetting:
         self.tables, self.declared, self.now_s = tables, declared, 0.0
         self.capacity: Mapping[str, int] = {pool: nodes * each for pool, (nodes, each) in POOLS.items()}
         self.tasks = [
-            Training(str(row["job_id"]), tables.models[row["model"]], float(row["submit_s"]), int(row["batch_size"]))
+            Training(
+                str(row["job_id"]),
+                tables.models[row["model"]],
+                float(row["submit_s"]),
+                int(row["batch_size"]),
+            )
             for row in rows
         ]
 
@@ -226,7 +233,11 @@ class SiaSetting:
         ]
 
     def contenders(self) -> Sequence[Contender]:
-        return [self._contender(task) for task in self.tasks if task.ended_s is None and task.submitted_s <= self.now_s]
+        return [
+            self._contender(task)
+            for task in self.tasks
+            if task.ended_s is None and task.submitted_s <= self.now_s
+        ]
 
     def apply(self, choice: Choice) -> None:
         for task in self.tasks:
@@ -280,7 +291,9 @@ class SiaSetting:
         for pool in POOLS:
             source = pool if pool in task.fitted else known
             speed = self.tables.speeds[task.model.name, source]
-            ratio = self.tables.speeds[task.model.name, pool].one_rate / speed.one_rate if source != pool else 1.0
+            ratio = (
+                self.tables.speeds[task.model.name, pool].one_rate / speed.one_rate if source != pool else 1.0
+            )
             shapes = [shape for shape in SHAPES[pool] if shape[1] <= most]
             if source != pool:
                 shapes = [(-(-devices // POOLS[source][1]), devices) for _, devices in shapes]

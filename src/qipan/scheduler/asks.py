@@ -9,6 +9,7 @@ from dataclasses import replace
 from qipan.curves import Point
 from qipan.leases import AskStep, EngineId, Offer
 from qipan.scheduler.bids import Worth, steady, time_left_s, worth_of
+from qipan.scheduler.policies.objectives import RIGID
 from qipan.scheduler.state import Moment, Phase, State, TaskState
 
 SECONDS_PER_HOUR = 3600
@@ -86,7 +87,7 @@ def growth(task: TaskState) -> float:
 
 def _leaf_ask(state: State, engine: EngineId, offer: Offer, free: int, moment: Moment) -> Offer:
     steps = [AskStep(free, 0)] if free > 0 else []
-    if state.settings.asks:
+    if state.settings.asks and state.settings.policy not in RIGID:
         for task in state.tasks.at_chip(engine_key(engine, offer.chip_class)):
             if task.phase is Phase.RUNNING and task.order.elastic and task.order.preemptible:
                 steps += _give_up(state, task, offer, moment)
@@ -109,14 +110,16 @@ def _give_up(state: State, task: TaskState, offer: Offer, moment: Moment) -> tup
     now = task.point()
     if now is None or now.needs[0].chip_class != offer.chip_class:
         return ()
-    steps = _steps_down(task, now, offer, moment)
-    if steady(task.order):
+    steps = _steps_down(task, now, offer, moment, state.settings.policy)
+    if steady(task.order, state.settings.policy):
         state.tasks.steps_down[task.task_id] = (task.order, mark, steps)
     return steps
 
 
-def _steps_down(task: TaskState, now: Point, offer: Offer, moment: Moment) -> tuple[AskStep, ...]:
-    owner = worth_of(task.order, task.done_s, moment.now_s)
+def _steps_down(
+    task: TaskState, now: Point, offer: Offer, moment: Moment, policy: str
+) -> tuple[AskStep, ...]:
+    owner = worth_of(task.order, task.done_s, moment.now_s, policy)
     change = owner.of_change(now, 0.0) / time_left_s(task.order, now, task.done_s)
     steps, point, floor = [], now, 0.0
     while point is not None:

@@ -132,7 +132,7 @@ def choose(children: Children, groups: Iterable[Group], most: int) -> list[tuple
     while heap and len(chosen) < most:
         rank, number, line = heapq.heappop(heap)
         task = state.tasks[rank[2]]
-        owner = worth_of(task.order, task.done_s, now_s)
+        owner = worth_of(task.order, task.done_s, now_s, state.settings.policy)
         seat = _best(children, line, task, owner)
         if seat is None and line.members is None:
             line.group.barren = children.tables  # none of the group finds one, until something is asked anew
@@ -151,11 +151,11 @@ def choose(children: Children, groups: Iterable[Group], most: int) -> list[tuple
 
 
 def steady_group(state: State, group: Group) -> bool:
-    return steady(state.tasks[next(iter(group.members))].order)
+    return steady(state.tasks[next(iter(group.members))].order, state.settings.policy)
 
 
-def rank_of(task: TaskState, now_s: float) -> Rank:
-    value = progress_value(task.order, task.done_s, now_s)
+def rank_of(task: TaskState, now_s: float, policy: str) -> Rank:
+    value = progress_value(task.order, task.done_s, now_s, policy)
     return (-value, task.order.submitted_s, task.task_id)
 
 
@@ -163,7 +163,7 @@ def by_bid(state: State, group: Group, now_s: float, most: int = 1_000_000_000) 
     """The ranks of its members, dearest bid first; at most `most` of a steady group, whose members are looked up when they are
     asked for."""
     if not steady_group(state, group):
-        yield from sorted(rank_of(state.tasks[task_id], now_s) for task_id in group.members)
+        yield from sorted(rank_of(state.tasks[task_id], now_s, state.settings.policy) for task_id in group.members)
         return
     first = head_rank(state, group, now_s)
     yield first
@@ -176,7 +176,7 @@ def head_rank(state: State, group: Group, now_s: float) -> Rank:
     head = group.head()
     assert head is not None
     if group.value is None:
-        group.value = rank_of(state.tasks[head], now_s)[0]
+        group.value = rank_of(state.tasks[head], now_s, state.settings.policy)[0]
     return (group.value, state.tasks[head].order.submitted_s, head)
 
 

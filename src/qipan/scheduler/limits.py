@@ -25,7 +25,7 @@ def why_waiting_text(state: State, task: TaskState, now_s: float) -> str:
 def _text(state: State, task: TaskState, now_s: float) -> str:
     order, limits = task.order, set()
     free = free_devices(state)
-    owner = worth_of(order, task.done_s, now_s)
+    owner = worth_of(order, task.done_s, now_s, state.settings.policy)
     for engine, known in sorted(state.engines.items()):
         for offer in known.offers:
             points = [point for point in order.curve.points if point.needs[0].chip_class == offer.chip_class]

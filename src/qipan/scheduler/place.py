@@ -18,6 +18,7 @@ from qipan.scheduler.asks import engine_key, free_devices, give_up_price, growth
 from qipan.scheduler.bids import time_left_s, worth_of
 from qipan.scheduler.children import by_bid, children_of, choose, rank_of
 from qipan.scheduler.limits import why_waiting_text
+from qipan.scheduler.policies import PEERS, RIGID, Contender, Option
 from qipan.scheduler.state import AfterStop, Draft, EngineState, Phase, State, TaskState, ToEngine, lease_for
 from qipan.scheduler.tasks import Group
 from qipan.scheduler.transitions import give_back, order_stop
@@ -128,18 +129,19 @@ def allocate_leaves(state: State, draft: Draft, groups: list[Group]) -> None:
         if task.engine is not None:
             for need in task.needs:
                 capacity[engine_key(task.engine, need.chip_class)] += need.devices
-    if len(state.tasks) > state.settings.look_at_all_up_to:
-        bidders.sort(key=lambda bidder: rank_of(state.tasks[TaskId(bidder.task_id)], draft.moment.now_s))
+    if len(state.tasks) > state.settings.look_at_all_up_to and state.settings.policy not in PEERS:
+        now_s, policy = draft.moment.now_s, state.settings.policy
+        bidders.sort(key=lambda bidder: rank_of(state.tasks[TaskId(bidder.task_id)], now_s, policy))
         chosen = adjust(bidders, capacity)
     else:
-        chosen = allocate(bidders, capacity).chosen
+        chosen = _chosen(state, draft, bidders, seats, capacity)
     # Whoever gives devices up is told first; who takes them starts when they are confirmed free.
     for task in movable:
         seat = seats.get((task.task_id, chosen.get(task.task_id, "")))
         if task.phase is Phase.RUNNING:
             _keep_or_change(state, task, seat, draft)
     free = free_devices(state)
-    for task in sorted(movable, key=lambda task: rank_of(task, draft.moment.now_s)):
+    for task in sorted(movable, key=lambda task: rank_of(task, draft.moment.now_s, state.settings.policy)):
         seat = seats.get((task.task_id, chosen.get(task.task_id, "")))
         if task.phase is not Phase.QUEUED or seat is None:
             continue
@@ -154,6 +156,38 @@ def allocate_leaves(state: State, draft: Draft, groups: list[Group]) -> None:
                 why_waiting="waits for devices that another task is giving up",
                 promised_until_s=draft.moment.now_s + state.settings.lease_s,
             )
+
+
+def _chosen(
+    state: State,
+    draft: Draft,
+    bidders: list[Bidder],
+    seats: dict[tuple[str, str], Seat],
+    capacity: dict[str, int],
+) -> dict[str, str]:
+    """Task -> seat: the most value, or what a peer's policy chooses by itself."""
+    peer = PEERS.get(state.settings.policy)
+    if peer is None:
+        return allocate(bidders, capacity).chosen
+    contenders = []
+    for bidder in bidders:
+        task = state.tasks[TaskId(bidder.task_id)]
+        order, point = task.order, task.point() if task.phase is Phase.RUNNING else None
+        options = tuple(
+            Option(one.point_id, one.needs, seats[bidder.task_id, one.point_id].point.rate)
+            for one in bidder.candidates
+        )
+        held = point.devices / point.rate if point is not None else 1.0
+        left = order.curve.work_s - task.done_s
+        restart_s = point.start_s + point.stop_s if point is not None else 0.0
+        contenders.append(
+            Contender(
+                bidder.task_id, options, order.submitted_s, bidder.current, tenant=order.tenant,
+                served_s=task.done_s * held, done=task.done_s, left=left, deadline_s=order.deadline_s,
+                restarts=max(0, task.attempt - 1), restart_s=restart_s,
+            )
+        )  # fmt: skip
+    return peer.choose(contenders, capacity, draft.moment.now_s)
 
 
 def _who_bids(state: State, draft: Draft, groups: list[Group]) -> list[TaskState]:
@@ -227,11 +261,13 @@ def _movable(state: State, task: TaskState) -> bool:
         return False
     if task.engine in state.uncounted:
         return False
+    if state.settings.policy in RIGID:
+        return False
     return task.order.elastic and state.settings.elastic and task.order.preemptible
 
 
 def _bidder(state: State, task: TaskState, draft: Draft, seats: dict[tuple[str, str], Seat]) -> Bidder:
-    owner = worth_of(task.order, task.done_s, draft.moment.now_s)
+    owner = worth_of(task.order, task.done_s, draft.moment.now_s, state.settings.policy)
     candidates, current_key = [], None
     for engine, known in sorted(state.engines.items()):
         if known.chooses or known.lost or engine in state.uncounted or _refused(task, engine, draft):

@@ -105,6 +105,7 @@ class Settings:
     retry_s: float = 5.0  # an engine that refused a task is asked again after this
     asks: bool = True  # False: only free devices are offered upward (for measuring what prices are worth)
     elastic: bool = True
+    policy: str = "revenue"  # what is maximised: a name of `policies.OBJECTIVES`
     ask_steps: int = 12
     look_at_all_up_to: int = (
         64  # live tasks; beyond, a tick looks at what changed, and at all once a lease's time

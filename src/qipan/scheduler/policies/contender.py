@@ -60,4 +60,6 @@ Choice = dict[str, str]
 class Policy(Protocol):
     """One round's choice.  A policy may remember between rounds; it reads no clock and draws no chance."""
 
-    def choose(self, contenders: Sequence[Contender], capacity: Mapping[str, int], now_s: float) -> Choice: ...
+    def choose(
+        self, contenders: Sequence[Contender], capacity: Mapping[str, int], now_s: float
+    ) -> Choice: ...

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from qipan.scheduler.policies.contender import Choice, Contender
+from qipan.scheduler.policies.contender import Choice, Contender, Option
 
 Floats = NDArray[np.float64]
 
@@ -164,13 +164,17 @@ class Gavel:
     tasks: frozenset[str] = frozenset()
     stale: bool = False
     reset_at_s: float = 0.0
-    isolated_s: dict[str, float] = field(default_factory=dict)  # task -> isolated time of the work done so far
+    isolated_s: dict[str, float] = field(
+        default_factory=dict
+    )  # task -> isolated time of the work done so far
     isolated_before: dict[str, tuple[float, float]] = field(default_factory=dict)  # task -> (rate, left)
 
     def choose(self, contenders: Sequence[Contender], capacity: Mapping[str, int], now_s: float) -> Choice:
         pools = self.pools or tuple(sorted(capacity))
         self._account(contenders, pools)
-        if (self.stale or self.reset_s == 0) and (now_s - self.reset_at_s >= self.reset_s or self.reset_at_s == 0):
+        if (self.stale or self.reset_s == 0) and (
+            now_s - self.reset_at_s >= self.reset_s or self.reset_at_s == 0
+        ):
             self._reset(contenders, capacity, pools, now_s)
         free, chosen = dict(capacity), {}
         for pool in pools:
@@ -179,7 +183,15 @@ class Gavel:
                 option = next((own for own in one.options if own.needs[0][0] == pool and own.rate > 0), None)
                 if option is not None:
                     key = (one.task_id, pool)
-                    queue.append((self._priority(key), self.deficit_s.get(key, 0.0), self.share.get(key, 0.0), one, option))
+                    queue.append(
+                        (
+                            self._priority(key),
+                            self.deficit_s.get(key, 0.0),
+                            self.share.get(key, 0.0),
+                            one,
+                            option,
+                        )
+                    )
             queue.sort(key=lambda item: item[:3], reverse=True)
             for *_, one, option in queue:
                 if one.task_id not in chosen and option.devices <= free[pool]:
@@ -246,12 +258,65 @@ class Gavel:
         alone = (rates * own).sum(axis=1)
         for index, one in enumerate(order):
             rate, before = self.isolated_before.get(one.task_id, (1.0, left[index]))
-            self.isolated_s[one.task_id] = self.isolated_s.get(one.task_id, 0.0) + (before - left[index]) / rate
+            self.isolated_s[one.task_id] = (
+                self.isolated_s.get(one.task_id, 0.0) + (before - left[index]) / rate
+            )
             self.isolated_before[one.task_id] = (float(alone[index]), float(left[index]))
         isolated_s = np.array([self.isolated_s[one.task_id] for one in order]) + left / alone
         age_s = np.array([now_s - one.submitted_s for one in order])
         weight = np.array([one.weight for one in order])
         return Program(rates, scale, devices, weight, left, age_s, isolated_s)
+
+
+@dataclass(frozen=True, slots=True)
+class MaxMinNow:
+    """Max-min fairness without rounds, for a board that decides whenever something happens: the shares are computed from what
+    there is now, and who has had the least of its share since it came goes first.  It remembers nothing."""
+
+    def choose(self, contenders: Sequence[Contender], capacity: Mapping[str, int], now_s: float) -> Choice:
+        shapes = [one for one in contenders if any(option.rate > 0 for option in one.options)]
+        if not shapes:
+            return {}
+        pools = sorted(capacity)
+        best = {one.task_id: _largest_shapes(one) for one in shapes}
+        order = sorted(shapes, key=lambda one: (one.submitted_s, one.task_id))
+        rates = np.array(
+            [[best[o.task_id][p].rate if p in best[o.task_id] else 0.0 for p in pools] for o in order]
+        )
+        scale = np.array(
+            [float(max(option.devices for option in best[one.task_id].values())) for one in order]
+        )
+        ones = np.ones(len(order))
+        weight = np.array([one.weight for one in order])
+        devices = np.array([float(capacity[pool]) for pool in pools])
+        shares = max_min_fairness(Program(rates, scale, devices, weight, ones, ones, ones))
+        queue = []
+        for row, one in enumerate(order):
+            had = one.served_s / max(now_s - one.submitted_s, 1.0) / scale[row]
+            due = float(shares[row].sum())
+            for column, pool in enumerate(pools):
+                if pool in best[one.task_id]:
+                    stays = best[one.task_id][pool].point_id == one.current
+                    first = due / max(had, 1e-3) * (1.2 if stays else 1.0)
+                    queue.append(
+                        (-first, -float(shares[row, column]), row, best[one.task_id][pool], one.task_id)
+                    )
+        free, chosen = dict(capacity), {}
+        for *_, option, task_id in sorted(queue, key=lambda item: item[:3]):
+            if task_id not in chosen and all(devices <= free[pool] for pool, devices in option.needs):
+                chosen[task_id] = option.point_id
+                for pool, taken in option.needs:
+                    free[pool] -= taken
+        return chosen
+
+
+def _largest_shapes(one: Contender) -> dict[str, Option]:
+    """pool -> its option of the most devices there, as Gavel's tasks have one shape."""
+    found: dict[str, Option] = {}
+    for option in sorted(one.options, key=lambda option: (option.devices, option.point_id)):
+        if option.rate > 0:
+            found[option.needs[0][0]] = option
+    return found
 
 
 def program_of(

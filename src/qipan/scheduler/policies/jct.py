@@ -29,7 +29,13 @@ class Jct:
             lowest = min((option.rate for option in one.options if option.rate > 0), default=1.0)
             age_s = max(now_s - one.submitted_s, 1.0)
             declared = one.left is not None and one.measured
-            size = max(one.left / lowest, 60.0) if declared else self.unknown_s if not one.measured else max(one.done / lowest, 60.0)
+            size = (
+                max(one.left / lowest, 60.0)
+                if declared
+                else self.unknown_s
+                if not one.measured
+                else max(one.done / lowest, 60.0)
+            )
             weight = (size / 3600.0) ** -self.size_power
             best: dict[str, float] = {}
             factor = restart_factor(one, now_s) ** self.restart_weight
@@ -43,7 +49,9 @@ class Jct:
                 if one.current is not None and not stays:
                     if declared:
                         lasts_s = size / speedup
-                        speedup *= (lasts_s / (lasts_s + self.restart_weight * one.restart_s)) ** self.mix * factor ** (1-self.mix)
+                        speedup *= (
+                            lasts_s / (lasts_s + self.restart_weight * one.restart_s)
+                        ) ** self.mix * factor ** (1 - self.mix)
                     else:
                         speedup *= factor
                     speedup *= 1 - self.gain

@@ -31,12 +31,27 @@ class LeastMean:
         free = _edges(self.first_s, self.growth, 4.0 * max(device_s, float(least_s.max())) + self.first_s)
         ends_s = np.full(len(least_s), np.inf)
         if self.slack_makespan is not None:
-            ends_s = np.minimum(ends_s, self._tail(program, least_s, np.zeros(len(least_s)), self.slack_makespan))
+            ends_s = np.minimum(
+                ends_s, self._tail(program, least_s, np.zeros(len(least_s)), self.slack_makespan)
+            )
         if self.slack_longest is not None:
-            ends_s = np.minimum(ends_s, self._tail(program, least_s, program.age_s, self.slack_longest) - program.age_s)
+            ends_s = np.minimum(
+                ends_s, self._tail(program, least_s, program.age_s, self.slack_longest) - program.age_s
+            )
         weight = program.weight / least_s**self.power
         for _ in range(12):
-            edges = np.unique(np.concatenate([free[free < np.nanmax(ends_s)], ends_s[np.isfinite(ends_s)].max(initial=0.0, keepdims=True)])) if np.isfinite(ends_s).all() else free
+            edges = (
+                np.unique(
+                    np.concatenate(
+                        [
+                            free[free < np.nanmax(ends_s)],
+                            ends_s[np.isfinite(ends_s)].max(initial=0.0, keepdims=True),
+                        ]
+                    )
+                )
+                if np.isfinite(ends_s).all()
+                else free
+            )
             found = plan(program, edges[edges >= 0], ends_s, weight)
             if found is not None:
                 return found[:, :, 0] / edges[edges > 0][0]
@@ -84,9 +99,15 @@ def plan(program: Program, edges: Floats, ends_s: Floats, weight: Floats) -> Flo
     open_s = np.clip(ends_s[:, None] - starts[None, :], 0.0, lengths[None, :])  # task x interval
     index = np.arange(tasks * pools * intervals)
     task, pool, interval = index // (pools * intervals), index // intervals % pools, index % intervals
-    own = coo_matrix((np.ones(len(index)), (task * intervals + interval, index)), shape=(tasks * intervals, len(index)))
-    share = coo_matrix((program.scale[task], (pool * intervals + interval, index)), shape=(pools * intervals, len(index)))
-    done = coo_matrix((-program.rates[task, pool] / program.left[task], (task, index)), shape=(tasks, len(index)))
+    own = coo_matrix(
+        (np.ones(len(index)), (task * intervals + interval, index)), shape=(tasks * intervals, len(index))
+    )
+    share = coo_matrix(
+        (program.scale[task], (pool * intervals + interval, index)), shape=(pools * intervals, len(index))
+    )
+    done = coo_matrix(
+        (-program.rates[task, pool] / program.left[task], (task, index)), shape=(tasks, len(index))
+    )
     most = np.concatenate([
         open_s.ravel(), (program.devices[:, None] * lengths[None, :]).ravel(), -np.ones(tasks)
     ])  # fmt: skip
@@ -113,7 +134,9 @@ class Planned:
         order = sorted(contenders, key=lambda one: (one.submitted_s, one.task_id))
         tasks = frozenset(one.task_id for one in order)
         pools = sorted(capacity)
-        received = {(one.task_id, pool): dict(one.received_s).get(pool, 0.0) for one in order for pool in pools}
+        received = {
+            (one.task_id, pool): dict(one.received_s).get(pool, 0.0) for one in order for pool in pools
+        }
         if now_s - self.planned_at_s >= self.window_s - 1.0 or (self.replan and tasks != self.tasks):
             shares = self.least_mean(program_of(order, capacity, pools, now_s))
             self.planned_at_s, self.tasks, self.received_s = now_s, tasks, received
@@ -123,13 +146,18 @@ class Planned:
                 for column, pool in enumerate(pools)
             }
         left_s = self.window_s - (now_s - self.planned_at_s)
-        due = {key: self.needed_s.get(key, 0.0) - received[key] + self.received_s.get(key, 0.0) for key in received}
+        due = {
+            key: self.needed_s.get(key, 0.0) - received[key] + self.received_s.get(key, 0.0)
+            for key in received
+        }
         pairs = []
         for one in order:
             total_s = sum(max(0.0, due[one.task_id, pool]) for pool in pools)
             for option in one.options:
                 needed_s = due[one.task_id, option.needs[0][0]]
-                if needed_s > 0.5 * min(self.round_s, left_s) or (needed_s > 1.0 and left_s - total_s < self.round_s):
+                if needed_s > 0.5 * min(self.round_s, left_s) or (
+                    needed_s > 1.0 and left_s - total_s < self.round_s
+                ):
                     pairs.append((left_s - total_s, -option.devices, -needed_s, one.task_id, option))
         free, chosen = dict(capacity), {}
 
@@ -141,7 +169,11 @@ class Planned:
 
         for *_, task_id, option in sorted(pairs, key=lambda pair: (round(pair[0] / 60.0), *pair[1:4])):
             take(task_id, option)
-        rest = [(-option.rate / max(one.left or 1.0, 1.0) / option.devices, one.task_id, option) for one in order for option in one.options]
+        rest = [
+            (-option.rate / max(one.left or 1.0, 1.0) / option.devices, one.task_id, option)
+            for one in order
+            for option in one.options
+        ]
         for _, task_id, option in sorted(rest, key=lambda item: item[:2]):
             take(task_id, option)
         return chosen
@@ -180,11 +212,19 @@ class Whole:
         tasks, count, intervals = len(order), len(pools), len(lengths)
         index = np.arange(tasks * count * intervals)
         task, pool, interval = index // (count * intervals), index // intervals % count, index % intervals
-        own = coo_matrix((np.ones(len(index)), (task * intervals + interval, index)), shape=(tasks * intervals, len(index)))
-        share = coo_matrix((program.scale[task], (pool * intervals + interval, index)), shape=(count * intervals, len(index)))
-        part = program.rates[task, pool] / program.left[task] * lengths[interval]  # of the task, in the whole interval
+        own = coo_matrix(
+            (np.ones(len(index)), (task * intervals + interval, index)), shape=(tasks * intervals, len(index))
+        )
+        share = coo_matrix(
+            (program.scale[task], (pool * intervals + interval, index)), shape=(count * intervals, len(index))
+        )
+        part = (
+            program.rates[task, pool] / program.left[task] * lengths[interval]
+        )  # of the task, in the whole interval
         done = coo_matrix((-part, (task, index)), shape=(tasks, len(index)))
-        most = np.concatenate([np.ones(tasks * intervals), np.repeat(program.devices, intervals), -np.ones(tasks)])
+        most = np.concatenate(
+            [np.ones(tasks * intervals), np.repeat(program.devices, intervals), -np.ones(tasks)]
+        )
         at_s = (starts + edges[1:]) / 2
         weight = 1.0 / least_s**self.power
         cost = (weight / weight.mean())[task] * part * at_s[interval]
@@ -193,7 +233,9 @@ class Whole:
             # what ends later than the longest of the tasks must counts double
             age = program.age_s
             limit = tool._tail(program, least_s, age, self.longest)
-            over = (age[task] + edges[1:][interval] > limit) & (edges[1:][interval] > least_s[task] + self.round_s)
+            over = (age[task] + edges[1:][interval] > limit) & (
+                edges[1:][interval] > least_s[task] + self.round_s
+            )
             cost = np.where(over, cost * self.late, cost)
         found = milp(
             cost / cost.max(), integrality=(interval == 0).astype(int), bounds=Bounds(0, 1),
@@ -215,7 +257,11 @@ class Whole:
                 for option in order[row].options:
                     if option.needs[0][0] == pools[column]:
                         take(order[row], option)
-        rest = [(-option.rate / max(one.left or 1.0, 1.0) / option.devices, one.task_id, one, option) for one in order for option in one.options]
+        rest = [
+            (-option.rate / max(one.left or 1.0, 1.0) / option.devices, one.task_id, one, option)
+            for one in order
+            for option in one.options
+        ]
         for *_, one, option in sorted(rest, key=lambda item: item[:2]):
             take(one, option)
         return chosen
