@@ -417,9 +417,23 @@ def twin(
     seed: int = 0,
     json_: Json = False,
     what_if: Annotated[
-        Path | None, typer.Option("--what-if", help="Play a store's causes again under another --policy.")
+        Path | None,
+        typer.Option("--from-store", "--what-if", help="Play a store's causes again under another --policy."),
     ] = None,
-    policy: Annotated[str, typer.Option(help="For --what-if: rigid, no-prices, ...")] = "rigid",
+    policy: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option(help="What the boards maximise: revenue, jct, fair, deadline, fifo, gavel, sia, kueue."),
+    ] = None,
+    out_: Annotated[
+        Path | None, typer.Option("--out", help="Write report.json, tasks.csv and a page of pictures there.")
+    ] = None,
+    why_: Annotated[
+        Optional[str],  # noqa: UP045
+        typer.Option("--why", help="A task of the scenario: why it is where it is, at the time --at."),
+    ] = None,
+    at: Annotated[
+        str | None, typer.Option(help="For --why: time since the start, as 6h; the end without.")
+    ] = None,
 ) -> None:
     """Run a scenario on simulated engines, replay a store, or ask it what if."""
     from qipan.cli import tables
@@ -427,7 +441,7 @@ def twin(
     if what_if is not None:
         from qipan.cli.store import ask_what_if
 
-        tell(ask_what_if(what_if, policy), json_, tables.print_what_if)
+        tell(ask_what_if(what_if, policy or "rigid"), json_, tables.print_what_if)
         return
 
     if verify is not None:
@@ -443,9 +457,18 @@ def twin(
         return
     if scenario is None:
         raise InvalidInput("name a scenario such as examples/day.yaml, or --verify STORE")
-    from qipan.twin.scenario import run_scenario
+    from qipan.quantities import parse_duration_s
+    from qipan.twin.scenario import run_scenario, why_in_scenario
 
-    report = run_scenario(scenario, seed)
+    if why_ is not None:
+        at_s = parse_duration_s(at) if at is not None else None
+        tell(why_in_scenario(scenario, seed, policy, why_, at_s), json_, tables.print_why)
+        return
+    report = run_scenario(scenario, seed, policy)
+    if out_ is not None:
+        from qipan.twin.picture import write_files
+
+        report["files"] = [str(path) for path in write_files(report, out_)]
     tell(report, json_, tables.print_twin)
 
 

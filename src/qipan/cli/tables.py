@@ -203,7 +203,19 @@ def print_boards(boards: Sequence[dict[str, Any]]) -> None:
 
 def print_twin(report: dict[str, Any]) -> None:
     rows = [[name, str(value)] for name, value in report["figures"].items()]
-    table(f"twin of {report['scenario']} (seed {report['seed']})", ["figure", "value"], rows)
+    title = f"孪生 twin of {report['scenario']} (policy {report['policy']}, seed {report['seed']})"
+    table(title, ["figure", "value"], rows)
+    rows = [
+        [
+            str(own["cluster"]), str(own["region"]), str(own["devices"]), f"{own['leased_share']:.0%}",
+            f"{own['device_hours']:.0f}", str(own["tasks"]), str(own["attempts"]), str(own["chips"]),
+        ]
+        for own in report["clusters"]
+    ]  # fmt: skip
+    names = ["data centre", "region", "devices", "leased", "device-hours", "tasks", "attempts", "chips"]
+    table("in the scenario's hours", names, rows)
+    for path in report.get("files", ()):
+        print(f"  wrote {path}")
 
 
 def print_what_if(told: dict[str, Any]) -> None:

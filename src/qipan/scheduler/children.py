@@ -163,7 +163,9 @@ def by_bid(state: State, group: Group, now_s: float, most: int = 1_000_000_000) 
     """The ranks of its members, dearest bid first; at most `most` of a steady group, whose members are looked up when they are
     asked for."""
     if not steady_group(state, group):
-        yield from sorted(rank_of(state.tasks[task_id], now_s, state.settings.policy) for task_id in group.members)
+        yield from sorted(
+            rank_of(state.tasks[task_id], now_s, state.settings.policy) for task_id in group.members
+        )
         return
     first = head_rank(state, group, now_s)
     yield first

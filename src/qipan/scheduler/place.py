@@ -275,6 +275,8 @@ def _bidder(state: State, task: TaskState, draft: Draft, seats: dict[tuple[str, 
         if task.phase is Phase.RUNNING and engine != task.engine:
             continue
         for point, offer in _seats_at(state, task, known.offers):
+            if task.phase is Phase.RUNNING and point.needs[0].chip_class != task.needs[0].chip_class:
+                continue  # a resize holds the larger of two shapes of one class; it cannot hold both classes
             stays = task.phase is Phase.RUNNING and task.engine == engine and point.point_id == task.point_id
             worth = owner.of(point, offer.tariff_micro_cny_per_device_hour, running=stays)
             if stays:

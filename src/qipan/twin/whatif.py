@@ -12,6 +12,7 @@ from qipan.events import CancelRequested, TaskSubmitted
 from qipan.hardware import BoardSpec
 from qipan.leases import TaskId
 from qipan.scheduler import Settings
+from qipan.scheduler.policies import OBJECTIVES
 from qipan.store import Store
 from qipan.twin.world import Happening, World, build_world
 
@@ -20,6 +21,7 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
     "as-it-was": {},
     "rigid": {"elastic": False},  # nothing shrinks or grows
     "no-prices": {"asks": False},  # only free devices are offered upward
+    **{name: {"policy": name} for name in OBJECTIVES},  # what the boards maximise
 }
 AS_IT_WAS = "as-it-was"
 TASKS_MAX = 5000

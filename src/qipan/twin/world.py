@@ -183,6 +183,45 @@ def restore(board: BoardId) -> Callable[[World], None]:
     return act
 
 
+def cut_off(board: BoardId, at_s: float, for_s: float) -> list[Happening]:
+    """Nothing passes between the board and its parent for a while."""
+
+    def cut(on: bool) -> Callable[[World], None]:
+        def act(world: World) -> None:
+            parent = next(
+                spec.board
+                for spec in world.tree.spec.walk()
+                if board in [child.board for child in spec.children]
+            )
+            for (source, target), carrier in world.tree.carriers.items():
+                if {source, target} == {board, parent} and isinstance(carrier, FaultyCarrier):
+                    carrier.cut = on
+
+        return act
+
+    return [Happening(at_s, f"cut {board}", cut(True)), Happening(at_s + for_s, f"heal {board}", cut(False))]
+
+
+def outage(board: BoardId, at_s: float, for_s: float) -> list[Happening]:
+    """A data centre has no power for a while: what runs there is lost, and nothing can start."""
+
+    def change(on: bool) -> Callable[[World], None]:
+        def act(world: World) -> None:
+            spec = next(spec for spec in world.tree.spec.walk() if spec.board == board)
+            for pool in spec.pools:
+                why = "power is back" if on else "no power"
+                world.simulated(board).change_devices(
+                    pool.chip_class, pool.devices if on else -pool.devices, why
+                )
+
+        return act
+
+    return [
+        Happening(at_s, f"dark {board}", change(False)),
+        Happening(at_s + for_s, f"light {board}", change(True)),
+    ]
+
+
 def kill_task(board: BoardId, pick: int) -> Callable[[World], None]:
     """One running attempt at a leaf dies; `pick` chooses which."""
 

@@ -1,65 +1,76 @@
-"""`jct`: the least mean completion time of elastic tasks.
+"""`jct`: the least mean completion time, for a board of elastic tasks or of tasks that share devices in time.
 
-The weighted sum of (speed-up) ** p, p < 0, is minimised exactly, as in Sia; what differs is what counts: a change of shape costs
-the share of the work left that the restart takes, a smaller task weighs more, and a device must bring something.
+Elastic tasks: the weighted sum of speed-up ** P, P < 0, is minimised exactly, as in Sia (SOSP 2023).  What differs is what counts.
+A task weighs more the less work it has: what is declared to be left, or, since sizes of training tasks are heavy-tailed, what it
+did so far.  A first guess of its speeds is used before it ran anywhere.  A change of shape costs the share of the time left that the
+restart takes when that is known.  Tasks of one shape with declared work: see `tails`.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from qipan.scheduler.policies.contender import Choice, Contender
-from qipan.scheduler.policies.sia import restart_factor, solve
+from qipan.scheduler.policies.sia import LAMBDA_N, restart_factor, solve
+from qipan.scheduler.policies.tails import LeastMean
+
+#: sizes below this count alike, in seconds on one slowest device; of a task that never ran
+SIZE_S_MIN, SIZE_S_UNKNOWN = 60.0, 3600.0
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class Jct:
-    p: float = -0.5
-    lambda_n: float = 1.1
-    size_power: float = 0.0
-    restart_weight: float = 1.0
-    device_price: float = 0.0
-    sees_ratio: bool = True
-    unknown_s: float = 3600.0
-    mix: float = 1.0
-    gain: float = 0.0
+    """`power`: of the speed-up; `size_power`, `declared_size_power`: a task weighs its size to minus this."""
+
+    power: float = -0.5
+    size_power: float = 0.2
+    declared_size_power: float = 0.3
+    shared: LeastMean = field(default_factory=LeastMean)
 
     def choose(self, contenders: Sequence[Contender], capacity: Mapping[str, int], now_s: float) -> Choice:
+        if all(one.left is not None and _one_shape(one) for one in contenders):
+            return self.shared.choose(contenders, capacity, now_s)
         flat: list[tuple[str, str, tuple[tuple[str, int], ...], float, bool]] = []
         for one in sorted(contenders, key=lambda one: (one.submitted_s, one.task_id)):
-            lowest = min((option.rate for option in one.options if option.rate > 0), default=1.0)
-            age_s = max(now_s - one.submitted_s, 1.0)
-            declared = one.left is not None and one.measured
-            size = (
-                max(one.left / lowest, 60.0)
-                if declared
-                else self.unknown_s
-                if not one.measured
-                else max(one.done / lowest, 60.0)
-            )
-            weight = (size / 3600.0) ** -self.size_power
-            best: dict[str, float] = {}
-            factor = restart_factor(one, now_s) ** self.restart_weight
+            rates = [option.rate for option in one.options if option.rate > 0]
+            if not rates:
+                continue
+            size_s, weight = self._size(one, min(rates))
+            factor = restart_factor(one, now_s)
+            best: dict[str, float] = {}  # pool -> the lowest cost of a smaller option there
             for option in sorted(one.options, key=lambda option: (option.devices, option.point_id)):
                 if option.rate <= 0:
                     continue
                 stays = option.point_id == one.current
-                speedup = option.rate / lowest
-                if not one.measured and not self.sees_ratio:
-                    speedup = 1.0
+                speedup = option.rate / min(rates)
                 if one.current is not None and not stays:
-                    if declared:
-                        lasts_s = size / speedup
-                        speedup *= (
-                            lasts_s / (lasts_s + self.restart_weight * one.restart_s)
-                        ) ** self.mix * factor ** (1 - self.mix)
-                    else:
-                        speedup *= factor
-                    speedup *= 1 - self.gain
-                cost = weight * (speedup**self.p - self.lambda_n) + self.device_price * option.devices
+                    left_s = size_s / speedup
+                    known = one.left is not None and one.measured
+                    speedup *= left_s / (left_s + one.restart_s) if known else factor
+                cost = weight * (max(speedup, 1e-9) ** self.power - LAMBDA_N)
                 pool = option.needs[0][0]
-                pinned = stays and one.pinned
-                if not pinned and cost >= best.get(pool, 0.0) and not stays:
+                if not stays and cost >= best.get(pool, 0.0):
                     continue
                 best[pool] = min(cost, best.get(pool, 0.0))
-                flat.append((one.task_id, option.point_id, option.needs, cost, pinned))
+                flat.append((one.task_id, option.point_id, option.needs, cost, stays and one.pinned))
         return solve(flat, capacity)
+
+    def _size(self, one: Contender, lowest: float) -> tuple[float, float]:
+        """(seconds of work on one slowest device, weight)."""
+        if not one.measured:
+            size_s, power = SIZE_S_UNKNOWN, self.size_power
+        elif one.left is not None:
+            size_s, power = one.left / lowest, self.declared_size_power
+        else:
+            size_s, power = one.done / lowest, self.size_power
+        size_s = max(size_s, SIZE_S_MIN)
+        return size_s, float((size_s / 3600.0) ** -power)
+
+
+def _one_shape(one: Contender) -> bool:
+    """One option on each pool, all of as many devices, and nothing lost by moving."""
+    pools = [option.needs[0][0] for option in one.options]
+    return (
+        one.restart_s == 0.0
+        and len(set(pools)) == len(pools)
+        and len({option.devices for option in one.options}) == 1
+    )

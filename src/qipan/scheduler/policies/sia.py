@@ -50,7 +50,7 @@ class Sia:
 def restart_factor(contender: Contender, now_s: float) -> float:
     """Share of its age that a task would have run without one more restart (Sia section 3.4, as in Pollux)."""
     age_s = now_s - contender.submitted_s
-    if age_s < contender.restart_s:
+    if age_s < contender.restart_s or contender.restart_s == 0.0:
         return 1.0
     lost_s = contender.restarts * contender.restart_s
     return max(age_s - lost_s, 0.0) / (age_s + contender.restart_s)
