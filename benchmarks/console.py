@@ -115,8 +115,11 @@ async def look_on(folder: Path, address: str, key: str) -> None:
         transport=httpx.AsyncHTTPTransport(uds=str(socket_path(folder)), limits=many),
         base_url="http://qipan/v1", headers={"authorization": f"Bearer {TOKEN}"}, timeout=None,
     )  # fmt: skip
-    browser = httpx.AsyncClient(base_url=address, limits=many, timeout=None)
-    await browser.post("/enter", data={"key": key})
+    async with httpx.AsyncClient(
+        base_url=address
+    ) as door:  # its connection is not kept: the server may close it any time
+        await door.post("/enter", data={"key": key})
+    browser = httpx.AsyncClient(base_url=address, limits=many, timeout=None, cookies=door.cookies)
     seen = itertools.count(1)
     all_see = asyncio.Event()
 
