@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -216,7 +217,7 @@ def test_odds_agree_with_failures_drawn_one_by_one():
 
 
 def test_useful_time_agrees_with_a_simulation_of_failures_and_checkpoints():
-    for hours, save_s, restart_s in [(1, 20, 480), (5, 60, 300), (24, 20, 480), (100, 120, 900)]:
+    for hours, (save_s, restart_s) in product((1, 5, 24, 100), ((20, 480), (60, 300), (120, 900))):
         rate = 1 / (hours * 3600)
         every_s = checkpoint_every_s(save_s, rate)
         simulated = _simulated(every_s, save_s, restart_s, rate, random.Random(f"useful {hours}"))

@@ -245,7 +245,7 @@ def test_a_config_json_beside_the_task_file_is_read_as_the_card(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "deepseek_v3"}, "is not one of llama"),
+        ({"model_type": "mamba2"}, "is not one of llama"),
         ({"hidden_size": None}, "hidden_size is 'None'"),
         ({"vocab_size": "many"}, "vocab_size is 'many'"),
         ({"num_attention_heads": 33}, "does not divide hidden_size"),

@@ -1,22 +1,42 @@
 """A model's `config.json` as Hugging Face transformers writes it becomes a `Model`."""
 
 import json
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from qipan.errors import InvalidInput
-from qipan.workload.model import Model, Moe
+from qipan.workload.model import Mla, Model, Moe
 
 SIZE_MAX = 1 << 20
 COUNT_MAX = 10_000_000
-#: model_type -> (names of the expert count, the expert width), empty for dense models.
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What a model_type means that its config.json does not say.  `experts`, `width`: the names of the expert count and of the
+    expert's width, empty for dense models; `flags`: of `Model`."""
+
+    experts: str = ""
+    width: str = ""
+    tied: bool = False  # where the file says nothing
+    flags: dict[str, Any] = field(default_factory=dict)
+
+
 FAMILIES = {
-    "llama": ("", ""),
-    "mistral": ("", ""),
-    "qwen2": ("", ""),
-    "qwen3": ("", ""),
-    "mixtral": ("num_local_experts", "intermediate_size"),
-    "qwen3_moe": ("num_experts", "moe_intermediate_size"),
+    "llama": Family(),
+    "mistral": Family(),
+    "qwen2": Family(flags={"qkv_biases": True}),
+    "qwen3": Family(flags={"qk_norm": True}),
+    "gemma": Family(tied=True),
+    "gemma2": Family(tied=True, flags={"norms": 4}),
+    "phi3": Family(),
+    "gpt_neox": Family(flags={"gated_mlp": False, "biases": True, "norm_biases": True}),
+    "mixtral": Family("num_local_experts", "intermediate_size"),
+    "qwen2_moe": Family("num_experts", "moe_intermediate_size", flags={"qkv_biases": True}),
+    "qwen3_moe": Family("num_experts", "moe_intermediate_size", flags={"qk_norm": True}),
+    "deepseek_v2": Family("n_routed_experts", "moe_intermediate_size"),
+    "deepseek_v3": Family("n_routed_experts", "moe_intermediate_size"),
 }
 
 
@@ -43,9 +63,11 @@ def _model(config: dict[str, Any], path: str) -> Model:
             f"{path}: model_type {str(family)[:40]!r} is not one of {', '.join(FAMILIES)}; "
             "write the architecture in the task file under `model:`"
         )
+    known = FAMILIES[family]
     heads = _count(config, "num_attention_heads", path)
     hidden = _count(config, "hidden_size", path)
-    if not config.get("head_dim") and hidden % heads:
+    latent = str(family).startswith("deepseek")  # a head of latent attention is as wide as the file says
+    if not config.get("head_dim") and hidden % heads and not latent:
         raise InvalidInput(
             f"{path}: num_attention_heads {heads} does not divide hidden_size {hidden}; add head_dim"
         )
@@ -55,24 +77,47 @@ def _model(config: dict[str, Any], path: str) -> Model:
         hidden,
         heads,
         _count(config, "num_key_value_heads", path, heads),
-        _count(config, "head_dim", path, hidden // heads),
+        _mla(config, path).plain_dim + _mla(config, path).rotary_dim
+        if latent
+        else _count(config, "head_dim", path, hidden // heads),
         _count(config, "intermediate_size", path),
         _count(config, "vocab_size", path),
-        tied_embeddings=config.get("tie_word_embeddings") is True,
-        moe=_moe(config, path, *FAMILIES[family]),
+        tied_embeddings=config.get("tie_word_embeddings", known.tied) is True,
+        moe=_moe(config, path, known),
         sliding_window=_window(config, path),
         max_seq=_count(config, "max_position_embeddings", path, 1),
+        mla=_mla(config, path) if str(family).startswith("deepseek") else None,
+        **known.flags,
     )
 
 
-def _moe(config: dict[str, Any], path: str, experts: str, width: str) -> Moe | None:
-    if not experts:
+def _moe(config: dict[str, Any], path: str, family: Family) -> Moe | None:
+    if not family.experts:
         return None
+    shared_width = config.get("shared_expert_intermediate_size")
     return Moe(
-        _count(config, experts, path),
+        _count(config, family.experts, path),
         _count(config, "num_experts_per_tok", path, 2),
-        _count(config, width, path),
+        _count(config, family.width, path),
+        shared_experts=_optional(config, "n_shared_experts", path) or (1 if shared_width else 0),
+        dense_layers=_optional(config, "first_k_dense_replace", path),
+        shared_ffn_hidden=_optional(config, "shared_expert_intermediate_size", path),
+        router_bias=config.get("topk_method") == "noaux_tc",
+        shared_gate=shared_width is not None,
     )
+
+
+def _mla(config: dict[str, Any], path: str) -> Mla:
+    return Mla(
+        _optional(config, "q_lora_rank", path), _count(config, "kv_lora_rank", path),
+        _count(config, "qk_nope_head_dim", path), _count(config, "qk_rope_head_dim", path),
+        _count(config, "v_head_dim", path),
+    )  # fmt: skip
+
+
+def _optional(config: dict[str, Any], key: str, path: str) -> int:
+    """0 where it is absent, null or zero."""
+    return _count(config, key, path) if config.get(key) else 0
 
 
 def _window(config: dict[str, Any], path: str) -> int | None:
