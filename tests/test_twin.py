@@ -30,6 +30,7 @@ def stormy_world(
     seed: int,
     tasks: int = 40,
     settings: Settings = Settings(),  # noqa: B008
+    tenants: tuple[str, ...] = ("alice",),
 ) -> tuple[World, set[TaskId]]:
     """Forty tasks on three levels; a tenth of the messages lost, a fifth late, a tenth repeated; one board crashes,
     three attempts are killed."""
@@ -38,7 +39,10 @@ def stormy_world(
         nation(), seed=seed, settings=settings, faults=Faults(lose=0.1, delay=0.2, repeat=0.1)
     )
     world.after_step.append(check_world)
-    orders = random_orders(named_random(seed, "orders"), tasks, 300.0)
+    orders = [
+        replace(order, tenant=tenants[number % len(tenants)])
+        for number, order in enumerate(random_orders(named_random(seed, "orders"), tasks, 300.0))
+    ]
     world.happenings = arrivals(orders)
     world.happenings.append(Happening(rng.uniform(0, 500), "crash", crash(rng.choice(BOARDS))))
     for i in range(3):

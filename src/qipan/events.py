@@ -14,6 +14,7 @@ import msgspec
 from qipan.curves import Need, Point
 from qipan.errors import InvalidInput
 from qipan.leases import EngineId, LeaseId, Offer, Order, TaskId, Usage
+from qipan.quota import QuotaRule
 
 FactId = NewType("FactId", int)
 
@@ -222,6 +223,15 @@ class CancelRequested:
 
 
 @dataclass(frozen=True, slots=True)
+class RulesSet:
+    """The quota rules of all boards, in place of those before; a board keeps its own."""
+
+    rules: tuple[QuotaRule, ...]
+    kind: ClassVar[str] = "rules_set"
+    cause: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetReached:
     """The books say that the task's attempt must park now to end within its budget.  `spent_micro_cny`: so far."""
 
@@ -350,6 +360,7 @@ Fact = (
     | CapacityChanged
     | TaskSubmitted
     | CancelRequested
+    | RulesSet
     | BudgetReached
     | BudgetRaised
     | ParkRequested
@@ -368,7 +379,7 @@ KINDS: dict[str, Any] = {
     for kind in (
         Reserve, Start, Resize, Stop, Renew, TakeCensus, BoardStarted, EngineAttached, TasksHeld,
         EngineOffered, EngineLost, RenewalAsked, CapacityChanged, TaskSubmitted, CancelRequested, ParkRequested, LeaseGranted,
-        BudgetReached, BudgetRaised,
+        RulesSet, BudgetReached, BudgetRaised,
         LeaseRefused, TaskStarted, TaskProgress, TaskExited,
     )
 }  # fmt: skip

@@ -21,7 +21,15 @@ from qipan.curves import Curve
 from qipan.engines.leaf import LeafEngine, free_port
 from qipan.engines.make import leaf_engine
 from qipan.errors import Infeasible, InvalidInput, NotFound, OverLimit
-from qipan.events import BudgetRaised, CancelRequested, ParkRequested, TaskExited, TaskProgress, TaskSubmitted
+from qipan.events import (
+    BudgetRaised,
+    CancelRequested,
+    ParkRequested,
+    RulesSet,
+    TaskExited,
+    TaskProgress,
+    TaskSubmitted,
+)
 from qipan.hardware import BoardId, BoardSpec, Pool
 from qipan.leases import Order, Receipt, TaskId, Usage
 from qipan.ledger import Books, Tariff, check_balances, make_receipt
@@ -29,6 +37,7 @@ from qipan.ledger.transfer import move
 from qipan.planner import Option, Plan, plan_task, rank
 from qipan.planner.sites import plan_sites
 from qipan.quantities import format_money
+from qipan.quota import QuotaRule
 from qipan.round_server import RoundServer
 from qipan.rounds import Rules
 from qipan.scheduler import Settings
@@ -117,6 +126,15 @@ class Host:
             self._rounds()
         self._take_up()
         self.keep_s, self._forgot_s = keep_s, float("-inf")
+
+    def set_rules(self, rules: tuple[QuotaRule, ...]) -> None:
+        """Every board keeps its own of these quota rules, in place of those before."""
+        with self.lock:
+            for controller in self.tree.controllers.values():
+                if controller.state.rules != tuple(
+                    rule for rule in rules if rule.board in ("*", controller.board)
+                ):
+                    controller.accept(RulesSet(rules))
 
     def _rounds(self) -> RoundServer:
         """The coordinator of tasks over several sites.  It keeps its port, for the tasks that run on know it."""
@@ -605,7 +623,7 @@ def order_of(site: Site, task: Task, task_id: TaskId, curve: Curve, now_s: float
     return Order(
         task_id, tenant_of(site, task), task.name, curve, bid, now_s, deadline_s, task.elastic, task.objective,
         task.limits.regions, task.limits.vendors, on_partition=task.on_partition,
-        launch=msgspec.json.encode(Launch(task)), preemptible=task.elastic,
+        launch=msgspec.json.encode(Launch(task)), preemptible=task.elastic, kind=task.kind,
     )  # fmt: skip
 
 

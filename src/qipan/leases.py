@@ -62,6 +62,7 @@ class Order:
     ] = ()  # (term, generation) of each board's placement, from the top: grows with every one
     gang: tuple[str, ...] = ()  # tasks that start together or not at all
     above: str = ""  # the lease that the placing board holds from its own parent
+    kind: str = ""  # train, finetune, batch, serve, dev; empty: not known
 
 
 @dataclass(frozen=True, slots=True)

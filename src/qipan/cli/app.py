@@ -15,6 +15,8 @@ from qipan.cli.check import check
 from qipan.cli.chips import app as chips
 from qipan.cli.grid import board, grid
 from qipan.cli.market import app as market
+from qipan.cli.quota import app as quota
+from qipan.cli.quota import read_rules, rules_named
 from qipan.cli.store import backup, restore
 from qipan.errors import InvalidInput, NotFound, QipanError
 
@@ -27,6 +29,7 @@ app = typer.Typer(
 )  # fmt: skip
 
 app.add_typer(market, name="market")
+app.add_typer(quota, name="quota")
 app.add_typer(chips, name="chips")
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": False})(check)
 app.add_typer(board, name="board")
@@ -339,14 +342,17 @@ def up(
         ),
     ] = None,
     keep: Annotated[str, typer.Option(help="Forget ticks and progress older than this, such as 90d.")] = "",
+    rules: Annotated[Path | None, typer.Option(help="Quota rules of its boards (else QIPAN_RULES).")] = None,
 ) -> None:
     """Run all boards of a site in this process until Ctrl-C, which parks the tasks with a checkpoint."""
     from qipan.cli.run import run_up
     from qipan.quantities import parse_duration_s
 
     keep_s = parse_duration_s(keep) if keep else None
+    named = rules_named(rules)
+    quota_rules = read_rules(named, site_of(site)) if named is not None else None
     here = probed(site_of(site), quiet=json_)
-    raise typer.Exit(run_up(here, store_of(store), json_, console, database, keep_s))
+    raise typer.Exit(run_up(here, store_of(store), json_, console, database, keep_s, quota_rules))
 
 
 @app.command()

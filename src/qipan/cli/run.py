@@ -15,6 +15,7 @@ from qipan.client import socket_path
 from qipan.console.serve import ConsoleProcess
 from qipan.errors import InvalidInput
 from qipan.host import Host
+from qipan.quota import QuotaRule
 from qipan.workload.site import Site
 
 PARK_S = 10.0
@@ -80,8 +81,11 @@ def run_up(
     console: bool = True,
     database: str | None = None,
     keep_s: float | None = None,
+    rules: tuple[QuotaRule, ...] | None = None,
 ) -> int:
     running = Running(site, folder, database, keep_s)
+    if rules is not None:
+        running.host.set_rules(rules)
     running.start()
     ended = threading.Event()
 

@@ -238,6 +238,14 @@ class SimulatedEngine:
                 free[need.chip_class] -= need.devices
         return free
 
+    def devices(self) -> dict[ChipClassId, int]:
+        """Chip class -> usable devices, held or not."""
+        return dict(self._devices)
+
+    def order_of(self, task_id: TaskId) -> Order:
+        """Of a task that holds a lease here."""
+        return self._held[task_id].order
+
     def running(self) -> Mapping[TaskId, tuple[int, tuple[Need, ...]]]:
         """task -> (attempt, devices held), of attempts that run now."""
         return {

@@ -22,6 +22,7 @@ from qipan.events import (
     RenewalAsked,
     Reserve,
     Resize,
+    RulesSet,
     Start,
     Stop,
     TakeCensus,
@@ -73,6 +74,9 @@ def absorb(state: State, fact: Fact, draft: Draft) -> None:
             _cancel(state, fact, draft)
         case ParkRequested():
             _park(state, fact, draft)
+        case RulesSet():
+            state.rules = tuple(rule for rule in fact.rules if rule.board in ("*", state.board))
+            draft.anew = True
         case BudgetReached():
             _budget_reached(state, fact, draft)
         case BudgetRaised():

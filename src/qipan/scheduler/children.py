@@ -14,8 +14,10 @@ import numpy as np
 
 from qipan.curves import Point
 from qipan.leases import EngineId, Offer, TaskId
+from qipan.rules.entitlement import Holdings, refusal
 from qipan.scheduler.ask_table import ChipAsks, Floats, ask_tables
 from qipan.scheduler.bids import Worth, progress_value, steady, worth_of
+from qipan.scheduler.owners import holdings_of
 from qipan.scheduler.state import Draft, State, TaskState
 from qipan.scheduler.tasks import Group
 
@@ -63,7 +65,7 @@ class Children:
         refused = tuple(engine for engine, again_s in task.refused if again_s > self.draft.moment.now_s)
         for number, point in enumerate(task.order.curve.points):
             table = self._table_for(task, point)
-            if table is None:
+            if table is None or self.refused_by_rule(task, point):
                 continue
             score = self._scores(table, point, owner)
             mask = table.allowed(task.order.regions, refused)
@@ -89,6 +91,31 @@ class Children:
         return seats, least
 
     order_of: dict[EngineId, int] = field(default_factory=dict)
+
+    def refused_by_rule(self, task: TaskState, point: Point) -> bool:
+        """What this tick ordered before is counted."""
+        if not self.state.rules:
+            return False
+        chip = point.needs[0].chip_class
+        held = holdings_of(self.state, self.draft)
+        before = {**held.held}
+        for key, devices in self.taken.items():
+            before[key] = before.get(key, 0) + devices
+        holdings = Holdings(held.total, before, held.wanted)
+        return (
+            refusal(
+                self.state.rules,
+                holdings,
+                task.order,
+                chip,
+                point.devices,
+                point.stop_s,
+                self.draft.moment.now_s,
+            )
+            is not None
+        )
+
+    taken: dict[tuple[str, str], int] = field(default_factory=dict)  # (tenant, chip class) -> devices ordered
 
     def score(self, seat: ChildSeat, owner: Worth) -> float:
         """What the task's owner gains per second at this point and place, the ask taken off; negative when it cannot be
@@ -135,13 +162,18 @@ def choose(children: Children, groups: Iterable[Group], most: int) -> list[tuple
         owner = worth_of(task.order, task.done_s, now_s, state.settings.policy)
         seat = _best(children, line, task, owner)
         if seat is None and line.members is None:
-            line.group.barren = children.tables  # none of the group finds one, until something is asked anew
+            if not state.rules:
+                line.group.barren = (
+                    children.tables
+                )  # none of the group finds one, until something is asked anew
             continue
         if seat is None:
             if _hopeless(children, task, owner):
                 continue
         else:
             seat.table.take(seat.row, seat.point.devices)
+            by = (task.order.tenant, str(seat.offer.chip_class))
+            children.taken[by] = children.taken.get(by, 0) + seat.point.devices
             chosen.append((task, seat))
             line.group.members.discard(task.task_id)  # put back by the caller, who orders it
         _push(heap, state, line, number, now_s)
@@ -193,7 +225,7 @@ def _push(heap: list[tuple[Rank, int, _Line]], state: State, line: _Line, number
 
 def _best(children: Children, line: _Line, task: TaskState, owner: Worth) -> ChildSeat | None:
     """The group's best seat as things are now; it is taken from the list, and put back while it is good."""
-    if line.members is not None:
+    if line.members is not None or children.state.rules:
         seats, _ = children.seats(task, owner, 1)
         return seats[0][2] if seats else None
     while True:

@@ -17,6 +17,7 @@ from qipan.leases import EngineId, LeaseId
 from qipan.scheduler import census
 from qipan.scheduler.absorb import absorb
 from qipan.scheduler.asks import asks_of
+from qipan.scheduler.owners import next_change_s
 from qipan.scheduler.place import place
 from qipan.scheduler.state import (
     RENEW_SHARE,
@@ -67,7 +68,10 @@ def look(state: State, draft: Draft) -> None:
     lease_s, settings = draft.moment.lease_s, state.settings
     overdue = not state.looked_s <= lease_s < state.looked_s + settings.lease_s
     few = len(state.tasks) <= settings.look_at_all_up_to
-    if draft.anew or overdue or few or state.more or census.quarantined(state):
+    owed = bool(state.rules) and bool(
+        state.tasks.freed
+    )  # what one gave back another may take, of any chip class
+    if draft.anew or owed or overdue or few or state.more or census.quarantined(state):
         draft.anew, state.looked_s, state.more = True, lease_s, False
 
 
@@ -176,6 +180,9 @@ def wake_s(state: State, draft: Draft) -> float | None:
         due.append((state.renewed_s or 0.0) + every_s - lease_s)
     if tasks.from_parent:
         due.append(state.asked_s + every_s - lease_s)
+    rules_s = next_change_s(state, now_s)
+    if rules_s is not None:
+        due.append(rules_s - now_s)
     lease_due_s, time_due_s = tasks.lease_due.next_s(), tasks.time_due.next_s()
     if lease_due_s is not None:
         due.append(lease_due_s - lease_s)

@@ -3,7 +3,8 @@
 from qipan.scheduler.ask_table import in_regions
 from qipan.scheduler.asks import engine_key, free_devices, price_of
 from qipan.scheduler.bids import worth_of
-from qipan.scheduler.state import Phase, State, TaskState
+from qipan.scheduler.owners import refused_by_rule
+from qipan.scheduler.state import Draft, Moment, Phase, State, TaskState
 
 SECONDS_PER_HOUR = 3600
 
@@ -42,6 +43,10 @@ def _text(state: State, task: TaskState, now_s: float) -> str:
                 limits.add(f"{engine} refused lately")
             else:
                 point = min(points, key=lambda point: (point.devices, point.point_id))
+                rule = refused_by_rule(state, Draft(Moment(now_s, 0.0)), task, point, point.devices)
+                if rule is not None:
+                    limits.add(rule.text)
+                    continue
                 have = free[engine_key(engine, offer.chip_class)] if not known.chooses else offer.largest_gang
                 if not known.chooses or point.devices > have:
                     limits.add(

@@ -18,6 +18,7 @@ from qipan.scheduler.asks import engine_key, free_devices, give_up_price, growth
 from qipan.scheduler.bids import time_left_s, worth_of
 from qipan.scheduler.children import by_bid, children_of, choose, rank_of
 from qipan.scheduler.limits import why_waiting_text
+from qipan.scheduler.owners import reclaim, refused_by_rule, took
 from qipan.scheduler.policies import PEERS, RIGID, Contender, Option
 from qipan.scheduler.state import AfterStop, Draft, EngineState, Phase, State, TaskState, ToEngine, lease_for
 from qipan.scheduler.tasks import Group
@@ -33,6 +34,7 @@ def place(state: State, draft: Draft) -> None:
         groups = groups_to_look_at(state, draft)
         allocate_leaves(state, draft, groups)
         ask_boards(state, draft, groups)
+        reclaim(state, draft)
     return_unplaced(state, draft)
 
 
@@ -146,6 +148,8 @@ def allocate_leaves(state: State, draft: Draft, groups: list[Group]) -> None:
         if task.phase is not Phase.QUEUED or seat is None:
             continue
         needs = seat.point.needs
+        if refused_by_rule(state, draft, task, seat.point, seat.point.devices):
+            continue  # one served before it took what the rules left
         if all(free.get(engine_key(seat.engine, need.chip_class), 0) >= need.devices for need in needs):
             for need in needs:
                 free[engine_key(seat.engine, need.chip_class)] -= need.devices
@@ -246,6 +250,8 @@ def _fill(state: State, draft: Draft, groups: list[Group]) -> list[TaskState]:
         best = max(bidder.candidates, key=preference)
         if all(free.get(key, 0) >= devices for key, devices in best.needs):
             seat = seats[task.task_id, best.point_id]
+            if refused_by_rule(state, draft, task, seat.point, seat.point.devices):
+                continue
             for key, devices in best.needs:
                 free[key] -= devices
             _reserve(state, task, seat.engine, seat.point, seat.point.needs, draft)
@@ -285,13 +291,19 @@ def _bidder(state: State, task: TaskState, draft: Draft, seats: dict[tuple[str, 
                 unsaved_s = 0.0 if point.stop_s > 0 else task.done_s - task.saved_s
                 worth += owner.of_change(point, unsaved_s) / left_s
                 current_key = f"{engine}|{point.point_id}"
-            if worth <= 0:
+            if worth <= 0 or (state.rules and refused_by_rule(state, draft, task, point, _more(task, point))):
                 continue
             key = f"{engine}|{point.point_id}"
             seats[task.task_id, key] = Seat(engine, offer, point)
             needs = tuple((engine_key(engine, need.chip_class), need.devices) for need in point.needs)
             candidates.append(Candidate(key, needs, worth))
     return Bidder(task.task_id, tuple(candidates), current_key)
+
+
+def _more(task: TaskState, point: Point) -> int:
+    """Devices of the point's chip class that it would hold beyond those it holds."""
+    held = sum(need.devices for need in task.needs if need.chip_class == point.needs[0].chip_class)
+    return point.devices - (held if task.engine is not None else 0)
 
 
 def _keep_or_change(state: State, task: TaskState, seat: Seat | None, draft: Draft) -> None:
@@ -305,6 +317,8 @@ def _keep_or_change(state: State, task: TaskState, seat: Seat | None, draft: Dra
         after = AfterStop.RETURN if task.parent is not None else AfterStop.QUEUE
         order_stop(state, task, draft, park=True, why=why, after=after)
     elif seat.point.point_id != task.point_id:
+        if refused_by_rule(state, draft, task, seat.point, _more(task, seat.point)):
+            return
         grows = seat.point.devices > now.devices
         verdict = "grown" if grows else "shrunk" if seat.point.devices < now.devices else "reshaped"
         cost_s = now.stop_s + seat.point.start_s
@@ -373,6 +387,7 @@ def _reserve(
         why_waiting="",
     )
     state.tasks[task.task_id] = task
+    took(state, draft, task, point)
     order = replace(
         task.order,
         saved_s=task.saved_s,

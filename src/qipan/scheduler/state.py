@@ -8,6 +8,8 @@ from qipan.curves import Need, Point
 from qipan.events import Command, Fact
 from qipan.hardware import BoardId
 from qipan.leases import EngineId, LeaseId, Offer, Order, Reason, TaskId
+from qipan.quota import QuotaRule
+from qipan.rules.entitlement import Holdings
 from qipan.scheduler.tasks import Tasks
 
 #: renewal is asked for every sixth of a lease.  A lease ends no later than the one above it, so on the third level at
@@ -140,6 +142,7 @@ class State:
     )
     asked_s: float = 0.0  # when renewal was last asked from the parent
     lease_sequence: int = 0
+    rules: tuple[QuotaRule, ...] = ()  # those of this board
     looked_s: float = 0.0  # when everything was last looked at, on the lease clock
     more: bool = False  # the last tick stopped at orders_per_tick
 
@@ -228,6 +231,10 @@ class Draft:
     anew: bool = False
     chips: set[str] = field(default_factory=set)  # chip classes of which more may be had than before
     ordered: set[str] = field(default_factory=set)  # chip classes ordered from children
+    holdings: Holdings | None = None  # kept by `owners`
+    reclaimed: dict[tuple[str, str], int] = field(
+        default_factory=dict
+    )  # (tenant, chip class) -> devices told to go
     commands: list[ToEngine] = field(default_factory=list)
     reports: list[Fact] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)

@@ -26,6 +26,7 @@ class Group:
 
     key: GroupKey
     chips: frozenset[str]
+    tenant: str
     members: set[TaskId] = field(default_factory=set)
     line: list[tuple[float, TaskId]] = field(
         default_factory=list
@@ -251,7 +252,7 @@ class Tasks(dict[TaskId, "TaskState"]):
         group = self.groups.get(key)
         if group is None:
             chips = frozenset([need.chip_class for point in task.order.curve.points for need in point.needs])
-            group = self.groups[key] = Group(key, chips)
+            group = self.groups[key] = Group(key, chips, task.order.tenant)
         if task.parent is not None:
             self.from_parent_waiting.add(task_id)
         group.members.add(task_id)
@@ -294,7 +295,7 @@ def group_key(task: "TaskState") -> GroupKey:
     with work done stand together as well; each is then valued for itself (`bids.steady`)."""
     order, parent = task.order, task.parent
     return (
-        id(order.curve.points), order.tenant, order.bid_micro_cny_per_device_hour, steady(order), order.objective,
+        id(order.curve.points), order.tenant, order.kind, order.bid_micro_cny_per_device_hour, steady(order), order.objective,
         order.elastic, order.preemptible, order.regions, order.vendors, order.data_bytes_at,
         tuple([engine for engine, _ in task.refused]) if task.refused else (),
         parent.points if parent is not None and parent.started else (), parent is not None,

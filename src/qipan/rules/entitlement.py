@@ -1,0 +1,127 @@
+"""What the rules of a board give and refuse, from who holds what.
+
+A tenant's own devices are max(floor, share of the board).  Who takes more borrows: from devices that nobody owns, and from owners who
+lend.  A share is lent whenever it is idle, to tasks that may be parked; a floor is lent as its loan says, to tasks that
+park within its notice.  Owners come first: what they wait for within their own is taken back from borrowers.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from qipan.leases import Order
+from qipan.quota import QuotaRule
+
+
+@dataclass(frozen=True, slots=True)
+class Holdings:
+    """One board at a moment: chip class -> devices; (tenant, chip class) -> devices held; rule -> devices that its owner
+    waits for within its own."""
+
+    total: Mapping[str, int]
+    held: Mapping[tuple[str, str], int]
+    wanted: dict[QuotaRule, int]
+
+    def of(self, rule: QuotaRule) -> int:
+        return sum(self.held.get((rule.tenant, chip), 0) for chip in self.total if rule.covers(chip))
+
+    def all_of(self, rule: QuotaRule) -> int:
+        return sum(devices for chip, devices in self.total.items() if rule.covers(chip))
+
+    def free(self, chips: Iterable[str]) -> int:
+        wanted = set(chips)
+        held = sum(devices for (_, chip), devices in self.held.items() if chip in wanted)
+        return sum(self.total.get(chip, 0) for chip in wanted) - held
+
+
+@dataclass(frozen=True, slots=True)
+class Refusal:
+    """`kind`: which part of which rule says no."""
+
+    kind: str  # "ceiling", "floor", "loan", "borrow"
+    rule: QuotaRule
+    text: str
+
+
+def entitled(rule: QuotaRule, holdings: Holdings) -> int:
+    return max(rule.floor, int(rule.share * holdings.all_of(rule)))
+
+
+def may_borrow(order: Order, rules: Iterable[QuotaRule]) -> bool:
+    """Whether the task can be parked for an owner."""
+    protected = any(order.kind in rule.protect for rule in rules if rule.tenant == order.tenant)
+    return order.preemptible and not protected
+
+
+def kept_free(rule: QuotaRule, holdings: Holdings, now_s: float, stop_s: float, *, parks: bool) -> int:
+    """Devices of the rule's owner that a task of another tenant may not take."""
+    idle = max(0, entitled(rule, holdings) - holdings.of(rule))
+    if not parks:
+        return idle
+    kept, loan = max(0, rule.floor - holdings.of(rule)), rule.loan
+    if (
+        loan is not None
+        and loan.open_at(now_s)
+        and loan.open_at(now_s + loan.notice_s)
+        and stop_s <= loan.notice_s
+    ):
+        kept = 0
+    return max(kept, min(idle, holdings.wanted.get(rule, 0)))
+
+
+def refusal(
+    rules: Iterable[QuotaRule],
+    holdings: Holdings,
+    order: Order,
+    chip: str,
+    more: int,
+    stop_s: float,
+    now_s: float,
+) -> Refusal | None:
+    """Why the task may not take `more` devices of `chip`; None when it may."""
+    rules = [rule for rule in rules if rule.covers(chip)]
+    own = [rule for rule in rules if rule.tenant == order.tenant]
+    for rule in own:
+        held = holdings.of(rule)
+        if rule.ceiling is not None and held + more > rule.ceiling:
+            return Refusal(
+                "ceiling",
+                rule,
+                f"{rule.name()} has a ceiling of {rule.ceiling}: {held} are held, {more} more are wanted",
+            )
+        mine = entitled(rule, holdings)
+        if rule.borrow is not None and held + more > mine + rule.borrow:
+            return Refusal(
+                "borrow", rule,
+                f"{rule.name()} lets it borrow {rule.borrow} beyond its own {mine}: {held} are held, {more} more are wanted",
+            )  # fmt: skip
+    parks = may_borrow(order, own)
+    if own and all(holdings.of(rule) + more <= entitled(rule, holdings) for rule in own):
+        parks = True  # its own: only what others keep for themselves is out of reach
+        stop_s = 0.0
+    kept, chips, most = 0, {chip}, None
+    for rule in rules:
+        if rule.tenant == order.tenant:
+            continue
+        of_rule = kept_free(rule, holdings, now_s, stop_s, parks=parks)
+        kept += of_rule
+        chips |= {name for name in holdings.total if rule.covers(name)}
+        if of_rule and (most is None or of_rule > most[0]):
+            most = (of_rule, rule)
+    if most is not None and holdings.free(chips) - kept < more:
+        loan = most[1].loan
+        if not parks:
+            how = "it may not be parked, so it cannot borrow them"
+        elif holdings.wanted.get(most[1], 0):
+            how = "their owner waits for them"
+        elif loan is not None and not loan.open_at(now_s):
+            how = "they are not lent at this hour"
+        elif loan is not None:
+            how = f"they are lent to tasks that park within {loan.notice_s:g} s, it takes {stop_s:g} s, or the hours end by then"
+        else:
+            how = "they are not lent"
+        return Refusal(
+            "loan" if loan is not None else "floor",
+            most[1],
+            f"{most[1].name()} keeps {most[0]} devices: {how}",
+        )
+    return None
