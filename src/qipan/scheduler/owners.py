@@ -158,7 +158,7 @@ def _park(
                     and beyond(task.order.tenant, chip) > 0
                     and may_borrow(task.order, state.rules)
                 ):
-                    value = progress_value(task.order, task.done_s, draft.moment.now_s)
+                    value = progress_value(task.order, task.done_s, draft.moment.now_s, state.settings.policy)
                     victims.append((value, -task.since_s, task.task_id, chip))
     for _, _, task_id, chip in sorted(victims):
         task = state.tasks[task_id]
