@@ -1,7 +1,8 @@
 """What onlookers cost a board: python -m benchmarks.console --json OUT
 
 Decision latency (a fact to its decision, stored) with and without 200 console tabs and 1,000 followers of one task,
-in paired runs whose order alternates; the figure is the median of the ratios with its upper 95 % bound (bootstrap)."""
+in ten pairs; the run without stands half before and half after the one with, so that a machine that gets faster or
+slower meanwhile is not told as theirs.  The figure is the median of the ratios with its upper 95 % bound (bootstrap)."""
 
 import asyncio
 import itertools
@@ -30,7 +31,7 @@ SITE = """site:
   tenants: [{name: poets, balance: 1000 CNY}]
 """
 TASK = "kind: train\nname: watched\nrun: sleep 3000\ndevices: 1\nlimits: {time: 1h, max_cost: 5 CNY}\n"
-TABS, FOLLOWERS, PAIRS, TICKS, SETTLE_S = 200, 1000, 10, 300, 2.0
+TABS, FOLLOWERS, PAIRS, TICKS, SETTLE_S = 200, 1000, 10, 250, 1.0
 TOKEN = "benchmark"
 
 
@@ -67,16 +68,21 @@ def measured(host: Host, folder: Path, address: str) -> list[dict[str, Any]]:
     Client(folder).submit(Task.from_text(TASK))
     latency_ms(host)
     rows = []
-    for pair in range(PAIRS):
-        row: dict[str, Any] = {}
-        for name in ("alone", "watched") if pair % 2 == 0 else ("watched", "alone"):
-            crowd = start_crowd(folder, address) if name == "watched" else None
-            time.sleep(SETTLE_S)
-            row[f"{name}_ms"], row[f"{name}_cpu"] = latency_ms(host)
-            if crowd is not None:
-                crowd.kill()
-                crowd.wait()
-        rows.append(row)
+    for _ in range(PAIRS):
+        time.sleep(SETTLE_S)
+        before_ms, before_cpu = latency_ms(host)
+        crowd = start_crowd(folder, address)
+        time.sleep(SETTLE_S)
+        watched_ms, watched_cpu = latency_ms(host)
+        crowd.kill()
+        crowd.wait()
+        time.sleep(SETTLE_S)
+        after_ms, after_cpu = latency_ms(host)
+        alone_ms, alone_cpu = (before_ms + after_ms) / 2, (before_cpu + after_cpu) / 2
+        rows.append(
+            {"alone_ms": alone_ms, "watched_ms": watched_ms, "alone_cpu": alone_cpu, "watched_cpu": watched_cpu,
+             "before_ms": before_ms, "after_ms": after_ms}
+        )  # fmt: skip
     return rows
 
 

@@ -2,13 +2,15 @@
 
 import pytest
 
+from qipan.console.app import POLICIES as offered
+from qipan.console.words import WORDS
 from qipan.errors import InvalidInput, NotFound
 from qipan.events import CancelRequested
 from qipan.leases import TaskId
 from qipan.scheduler import Settings
 from qipan.store import Store
 from qipan.twin import build_world
-from qipan.twin.whatif import causes_of, what_if
+from qipan.twin.whatif import POLICIES, causes_of, what_if
 from qipan.twin.world import Happening, arrivals
 from worlds import leaf, order
 
@@ -60,3 +62,13 @@ def test_what_cannot_be_asked():
         what_if(store, spec, Settings(), "magic")
     with pytest.raises(NotFound, match="nothing was submitted"):
         what_if(Store(None), spec, Settings(), "rigid")
+
+
+def test_every_policy_can_be_tried_and_the_console_offers_each():
+    store, spec = played()
+    for policy in POLICIES:
+        told = what_if(store, spec, Settings(), policy)
+        assert told.other.tasks == 6
+        assert told.other.done >= 1, policy
+    assert set(offered) == set(POLICIES) - {"as-it-was"}
+    assert {f"p.{policy}" for policy in POLICIES} <= set(WORDS)

@@ -29,7 +29,18 @@ from qipan.quantities import format_bytes, format_duration, format_money
 HERE = Path(__file__).parent
 PAGES = ("board", "submit", "tasks", "supply", "prices", "money", "decisions", "people")
 LIVE_S = 1.0
-POLICIES = ("rigid", "no-prices")  # what the twin tries instead
+POLICIES = (
+    "jct",
+    "fair",
+    "deadline",
+    "revenue",
+    "rigid",
+    "no-prices",
+    "fifo",
+    "gavel",
+    "sia",
+    "kueue",
+)  # what the twin tries instead
 STATUS = {InvalidInput: 400, OverLimit: 402, NotAllowed: 403, NotFound: 404}
 
 

@@ -50,6 +50,8 @@ WORDS: dict[str, tuple[str, str]] = {
     "replay": ("在孪生上复盘，改用策略", "replay on the twin with"), "try_it": ("复盘", "Replay"), "policy": ("策略", "policy"),
     "what_if_help": ("同样的提交，两种策略，都在孪生上模拟。", "The same submissions under both policies, both simulated on the twin."),
     "mean_time": ("平均完成", "mean time to end"), "late": ("误期", "late"), "attempts": ("次数", "attempts"),
+    "p.jct": ("平均完成最短 jct", "shortest mean time, jct"), "p.fair": ("公平 fair", "fair shares, fair"), "p.deadline": ("按期 deadline", "deadlines, deadline"),
+    "p.revenue": ("收益 revenue", "revenue"), "p.fifo": ("先来先得 fifo", "first come, fifo"), "p.gavel": ("gavel", "gavel"), "p.sia": ("sia", "sia"), "p.kueue": ("kueue", "kueue"),
     "p.as-it-was": ("原策略", "as it was"), "p.rigid": ("不伸缩", "nothing shrinks or grows"), "p.no-prices": ("层间不报价", "no prices between levels"),
     "v.placed": ("落子", "placed"), "v.waits": ("等待", "waits"), "v.shrunk": ("缩小", "shrunk"), "v.grown": ("长大", "grown"), "v.preempted": ("让位", "preempted"),
     "v.moved": ("迁移", "moved"), "v.refused": ("拒绝", "refused"), "v.restarted": ("重启", "restarted"), "v.lost": ("失去", "lost"), "v.done": ("完成", "done"),

@@ -21,7 +21,7 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
     "as-it-was": {},
     "rigid": {"elastic": False},  # nothing shrinks or grows
     "no-prices": {"asks": False},  # only free devices are offered upward
-    **{name: {"policy": name} for name in OBJECTIVES},  # what the boards maximise
+    **{name: {"policy": name} for name in sorted(OBJECTIVES)},
 }
 AS_IT_WAS = "as-it-was"
 TASKS_MAX = 5000
