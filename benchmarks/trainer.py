@@ -72,7 +72,7 @@ def answers(process: "subprocess.Popen[str]", limit_s: float = 300.0) -> list[di
 
 
 def mixed(figures: list[Figure], rows: list[dict[str, Any]]) -> None:
-    plan = {"rows": 64, "row_s": 0.006, "steps": 28, "layers": 2, "hidden": 32}
+    plan = {"rows": 64, "row_s": 0.02, "steps": 24, "layers": 2, "hidden": 32}
     port = str(20_000 + os.getpid() % 10_000)
     ranks = [
         start("mixed", plan, RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=port)

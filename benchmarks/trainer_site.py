@@ -219,10 +219,15 @@ def mixed(plan: dict[str, Any]) -> None:
 
     def opened(strategy: Strategy) -> Session:
         session = Session(text.spec, strategy)
-        # As a chip would be slower: within the forward pass, where speed is measured.
-        session.layout.model.embedding.register_forward_hook(
-            lambda _m, given, _o: time.sleep(pause[0] * given[0].shape[0])
-        )
+
+        # As a slower chip would: a third of a row's time in the forward pass, the rest in the backward.
+        def slower(_module: torch.nn.Module, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
+            rows = given[0].shape[0]
+            time.sleep(pause[0] * rows / 3)
+            if made.requires_grad:
+                made.register_hook(lambda _grad: time.sleep(pause[0] * rows * 2 / 3))
+
+        session.layout.model.embedding.register_forward_hook(slower)
         return session
 
     def one(rows_per_dp: tuple[int, ...]) -> Strategy:

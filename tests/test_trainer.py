@@ -8,6 +8,7 @@ import random
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -261,6 +262,18 @@ def test_a_change_of_speed_is_taken_up_in_two_steps_and_noise_is_not():
     assert balance.rows(site, [1.0, 1.0, 1.0, 1.0]) is None
     assert balance.rows(site, [3.0, 1.0, 1.0, 1.0]) is None
     assert balance.rows(site, [3.0, 1.0, 1.0, 1.0]) == (2, 8, 7, 7)
+
+
+def test_a_small_difference_is_taken_when_it_is_sure():
+    site = strategy(dp=4, rows=(6, 6, 6, 6)).sites[0]
+    balance = Balance()
+    told = [balance.rows(site, [1.18, 1.0, 1.0, 1.0]) for _ in range(6)]
+    assert told == [None] * 6, "whole rows allow no split that is 5 % better"
+    fine = replace(site, stages=(replace(site.stages[0], rows_per_dp=(60, 60, 60, 60)),))
+    balance = Balance()
+    told = [balance.rows(fine, [1.18, 1.0, 1.0, 1.0]) for _ in range(12)]
+    assert told[:5] == [None] * 5
+    assert told[5] == (53, 63, 62, 62)
 
 
 def test_stages_of_unlike_speed_take_unlike_layers():

@@ -1,48 +1,48 @@
 """Rows and layers follow measured speed.  Pure: measurements in, another split out, or nothing."""
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from qipan.strategy import SiteStrategy, share_layers, share_rows
 
-GAIN = 1.08  # a split that is so much faster is taken
-PATIENCE = 2  # a speed must be seen so often: one slow step is noise, and two are soon enough
+#: windows of measurement -> a split that is so much faster is taken: a large change at once, a small one when it is sure
+GAINS = ((2, 1.2), (6, 1.05))
+GAIN = 1.06  # of other layers
+STEADY = 1.4  # two windows that agree so well tell a speed; one slow step is noise
 LAYERS_AFTER = 5  # windows in a row in which other layers would pay
 WINDOW_S = 0.1  # of computation on the slowest rank; shorter steps are measured together
 
 
 @dataclass(slots=True)
 class Balance:
-    """What the last windows said.  Each change makes the next one harder, so that noise does not chase itself; calm makes
-    it easier again."""
+    """What the last windows said."""
 
     _row_s: list[tuple[float, ...]] = field(default_factory=list)
     _in_a_row: int = 0
-    _patience: int = PATIENCE
-    _calm: int = 0
 
     def rows(self, site: SiteStrategy, row_s: Sequence[float]) -> tuple[int, ...] | None:
         """Other rows for each data-parallel rank, given seconds a row took on each; None to keep them."""
         now = site.stages[0].rows_per_dp
         if len(now) < 2 or min(row_s) <= 0:
             return None
-        self._row_s = [*self._row_s[-self._patience + 1 :], tuple(row_s)]
-        self._calm += 1
-        if self._calm > 20:
-            self._patience = PATIENCE
-        if len(self._row_s) < self._patience:
-            return None
-        seen = [min(few) for few in zip(*self._row_s, strict=True)]  # noise only slows
+        self._row_s = [*self._row_s[-GAINS[-1][0] + 1 :], tuple(row_s)]
         step = site.micro_batches if len(site.stages) > 1 else 1  # a pipeline's micro-batches are all alike
         if sum(now) % step:
             return None
-        wanted = share_rows([1 / s for s in seen], sum(now) // step, 1 if step > 1 else site.micro_batches)
-        best = tuple(step * n for n in wanted)
-        if _slowest(now, seen) < GAIN * _slowest(best, seen):
-            return None
-        self._row_s.clear()
-        self._patience, self._calm = self._patience + 1, 0
-        return best
+        for windows, gain in GAINS:
+            by_rank = list(zip(*self._row_s[-windows:], strict=True))
+            if len(by_rank[0]) < windows or any(max(few[-2:]) > STEADY * min(few[-2:]) for few in by_rank):
+                return None  # too little is known, or a speed is changing: wait
+            seen = [statistics.median(few) for few in by_rank]
+            wanted = share_rows(
+                [1 / s for s in seen], sum(now) // step, 1 if step > 1 else site.micro_batches
+            )
+            best = tuple(step * n for n in wanted)
+            if _slowest(now, seen) >= gain * _slowest(best, seen):
+                self._row_s.clear()
+                return best
+        return None
 
     def layers(self, site: SiteStrategy, stage_s: Sequence[float]) -> SiteStrategy | None:
         """Other layers for each stage, given seconds a row took in each; None to keep them."""
