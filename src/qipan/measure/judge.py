@@ -7,8 +7,9 @@ from dataclasses import dataclass
 #: a device at half the declared rate, or two on one, lie at 0.5; an honest one at 1: the border lies between, in logarithms,
 #: nearer the honest side since what is refused is asked again
 LEAST = 0.75
-#: what devices of one node may cost each other when all work at once
-TOGETHER_LEAST = 0.7
+#: what devices of one node may cost each other when all work at once.  Two on one take 1.5 times as long on the mean if served in
+#: turn, twice as long if at the same time: the border lies between 1 and 1 / 1.5, in logarithms
+TOGETHER_LEAST = 0.8
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +37,13 @@ def judge(
 ) -> Verdict:
     """`alone`: rates of single devices while the others idle; `together`: per device its rates with all at once, round by
     round, all in FLOP/s; `wrong`: what was wrong with answers.  One wrong answer refuses the node."""
-    means = [math.exp(sum(map(math.log, rates)) / len(rates)) for rates in together if rates]
+    means = [_mean_by_time(rates) for rates in together if rates]
     if not means or len(means) < claim.devices:
         return Verdict(
             False, (f"{claim.devices} devices declared, {len(means)} answered", *wrong), 0.0, 0.0, 0.0
         )
-    rate = sum(means) / len(means)
-    solo = math.exp(sum(map(math.log, alone)) / len(alone)) if alone else rate
+    rate = _mean_by_time(means)
+    solo = _mean_by_time(alone) if alone else rate
     reasons = [*wrong]
     if rate / solo < TOGETHER_LEAST:
         reasons.append(
@@ -59,6 +60,11 @@ def judge(
     spreads = [_spread(rates) for rates in together if len(rates) > 1]
     spread = sum(spreads) / len(spreads) if spreads else 0.0
     return Verdict(not reasons, tuple(reasons), rate, spread, claim.devices * rate / solo)
+
+
+def _mean_by_time(rates: Sequence[float]) -> float:
+    """Of equal pieces of work: what one rate all along would have taken as long (the harmonic mean)."""
+    return len(rates) / sum(1 / rate for rate in rates)
 
 
 def _spread(rates: Sequence[float]) -> float:

@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -39,6 +40,7 @@ class LocalDevice:
     def __init__(
         self, device: str, threads: int, wrap: Sequence[str] = (), environment: dict[str, str] | None = None
     ) -> None:
+        self.held = b""
         self.log = tempfile.TemporaryFile()  # noqa: SIM115 - read when the worker dies, closed with it
         self.process = subprocess.Popen(
             [*wrap, sys.executable, "-W", "ignore", "-m", "qipan.measure.worker", device, str(threads)],
@@ -56,11 +58,17 @@ class LocalDevice:
 
     def receive(self) -> dict[str, Any]:
         assert self.process.stdout is not None, "made with pipes"
-        if not select.select([self.process.stdout], [], [], ANSWER_S)[0]:
-            raise QipanError(f"a device gave no answer in {ANSWER_S:g} s; it hangs: take it out of service")
-        line = self.process.stdout.readline()
-        if not line:
-            raise QipanError(self._died())
+        pipe, until_s = self.process.stdout.fileno(), time.monotonic() + ANSWER_S
+        while b"\n" not in self.held:
+            if not select.select([pipe], [], [], max(0.0, until_s - time.monotonic()))[0]:
+                raise QipanError(
+                    f"a device gave no answer in {ANSWER_S:g} s; it hangs: take it out of service"
+                )
+            part = os.read(pipe, 2**20)
+            if not part:
+                raise QipanError(self._died())
+            self.held += part
+        line, _, self.held = self.held.partition(b"\n")
         answer: dict[str, Any] = json.loads(line)
         if "failed" in answer:
             raise QipanError(f"the device's worker failed: {answer['failed']}")
@@ -108,17 +116,19 @@ def ask(
         began_s = clock()
         for i in chosen:
             devices[i].send(verb="go", start_seed=seeds[i])
-        took_s, answers = dict[int, float](), dict[int, dict[str, Any]]()
+
+        def answered(i: int) -> tuple[dict[str, Any], float]:
+            return devices[i].receive(), clock() - began_s
+
+        with ThreadPoolExecutor(len(chosen)) as pool:  # each device's time is its own, whoever else is slow
+            came = dict(zip(chosen, pool.map(answered, chosen), strict=True))
         for i in chosen:
-            answers[i] = devices[i].receive()
-            took_s[i] = clock() - began_s
-        for i in chosen:
-            raw = np.frombuffer(base64.b64decode(answers[i]["prints"]), dtype="<f4")
+            raw = np.frombuffer(base64.b64decode(came[i][0]["prints"]), dtype="<f4")
             prints = raw.reshape(steps, -1) if raw.size % steps == 0 else raw.reshape(1, -1)
             fault = check(replace(challenges[i], start=seeds[i]), made[i], prints, chance)
             if fault:
                 wrong.append(f"device {i}: {fault}")
-        return [challenges[i].flops / took_s[i] for i in chosen]
+        return [challenges[i].flops / came[i][1] for i in chosen]
 
     every = range(len(devices))
     go(every)  # the first has what is done once in it: threads, kernels, pages
@@ -224,5 +234,5 @@ def _challenge(
         if took_s >= wanted_s or steps >= 4096:
             break
         steps = min(4096, max(steps * 2, int(steps * wanted_s / took_s * 1.2)))
-    asked = ask(devices, size, steps, rounds=3 if quick else 6)
+    asked = ask(devices, size, steps, rounds=4 if quick else 8)
     return judge(claim, asked.alone, asked.together, asked.wrong)
