@@ -12,6 +12,7 @@ from qipan.curves import Curve, Need, Point
 from qipan.engines import devices as chips
 from qipan.engines.local import LocalEngine
 from qipan.events import (
+    EngineOffered,
     LeaseGranted,
     LeaseRefused,
     Renew,
@@ -48,6 +49,7 @@ class Bench:
     """One engine over two devices, driven by hand."""
 
     def __init__(self, folder: Path, share: float = 0.0, quotas: bool | None = None) -> None:
+        self.sick: dict = {}
         self.quotas = quotas
         self.folder = folder
         pool = Pool(PoolId("dc/a"), BoardId("dc"), CHIP, 2, 2, 1, cpu_share=share)
@@ -58,8 +60,9 @@ class Bench:
 
     def open(self) -> None:
         self.engine = LocalEngine(
-            EngineId("dc-local"), self.board, self.folder, SystemClock(), self.folder / "ckpt"
-        )
+            EngineId("dc-local"), self.board, self.folder, SystemClock(), self.folder / "ckpt",
+            sick=lambda: self.sick,
+        )  # fmt: skip
 
     def reserve(self, run: str, devices: int = 1, duration_s: float = 60.0, task: str = "t") -> None:
         launch = msgspec.json.encode(Launch(Task("train", task, run=run, workdir=str(self.folder))))
@@ -287,3 +290,22 @@ def test_a_throttled_task_can_still_be_stopped(tmp_path):
     bench.until(TaskProgress)
     bench.stop()
     assert bench.until(TaskExited).outcome == "parked"
+
+
+def test_a_sick_device_is_drained_before_it_fails_its_task(bench, tmp_path):
+    bench.start(python(STEPPER, tmp_path), 2)
+    bench.until(TaskProgress)
+    bench.sick = {CHIP: {0: "3 uncorrectable memory errors"}}
+    assert bench.until(EngineOffered, chooses=False).offers[0].devices == 1
+    exited = bench.until(TaskExited)
+    assert exited.outcome == "parked"
+    assert exited.saved_s > 0
+    assert exited.why == "device 0 is drained: 3 uncorrectable memory errors"
+    bench.reserve("true", 2, task="two")
+    bench.until(LeaseRefused)
+    bench.start(python(STEPPER, tmp_path), 1, task="u")
+    bench.until(TaskStarted)
+    bench.stop(task="u")
+    bench.until(TaskExited)
+    bench.sick = {}
+    assert bench.until(EngineOffered).offers[0].devices == 2

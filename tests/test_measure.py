@@ -60,7 +60,7 @@ def test_verdicts():
     slow = judge(Claim(1, 200.0), [100], [[100, 101]])
     assert "200 FLOP/s a device declared, 100 measured" in slow.reasons[0]
     one = judge(Claim(2, 100.0), [100, 100], [[100, 100], [60, 60]])
-    assert "slow: device 1" in one.reasons[0]
+    assert any("slow: device 1" in reason for reason in one.reasons)
     assert not judge(Claim(2, 0.0), [], [[1.0]]).holds
     assert not judge(Claim(1), [1.0], [[1.0]], ["device 0: products are off"]).holds
 

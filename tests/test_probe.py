@@ -9,9 +9,11 @@ import pytest
 import yaml
 
 from qipan.catalogue import load_catalogue
-from qipan.probe import probe, shipped_vendors
+from qipan.hardware import ChipClassId
+from qipan.probe import Answer, Device, probe, shipped_vendors
 from qipan.probe.parsers import FORMS, parse, recognise
 from qipan.probe.record import redacted
+from qipan.probe.watch import Watch
 
 SAMPLES = Path(__file__).parent / "samples"
 INDEX = yaml.safe_load((SAMPLES / "index.yaml").read_text())["samples"]
@@ -298,3 +300,31 @@ def test_a_record_hides_serials_and_programs_and_still_parses():
     for secret in ("RayWorker", "host1", "/home/li", "3dc3e92c"):
         assert secret not in metax
     assert parse("table", metax) == parse("table", (SAMPLES / "metax-mx-smi.txt").read_text())
+
+
+def test_the_watch_names_what_is_to_be_drained():
+    def seen(*complaints, vendor="huawei"):
+        devices = tuple(
+            Device(i, "910B2", complaints=c, chip_class="huawei/ascend-910b2")
+            for i, c in enumerate(complaints)
+        )
+        return Answer(
+            vendor,
+            "usable" if devices else "broken",
+            devices,
+            (),
+            "" if devices else "npu-smi gave no answer",
+        )
+
+    looks = [[seen((), ())], [seen((), ("npu-smi says Alarm",))], [seen(())], *[[seen()]] * 3, [seen((), ())]]
+    watch = Watch([ChipClassId("huawei/ascend-910b2")], look=lambda: looks.pop(0), every_s=1e9)
+    found = []
+    for _ in range(7):
+        watch.take()
+        found.append(dict(watch._found.get("huawei/ascend-910b2", {})))
+    assert found[0] == {}
+    assert found[1] == {1: "npu-smi says Alarm"}
+    assert found[2] == {1: "the tool does not show it any more"}
+    assert found[3] == found[4] == {}  # one missing answer is a busy machine
+    assert found[5] == {0: "npu-smi gave no answer", 1: "npu-smi gave no answer"}
+    assert found[6] == {}

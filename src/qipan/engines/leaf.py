@@ -11,7 +11,7 @@ import json
 import re
 import socket
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -175,6 +175,7 @@ class LeafEngine:
         checkpoints: Path,
         launcher: Launcher,
         wait_s: float = 20.0,
+        sick: Callable[[], Mapping[ChipClassId, Mapping[int, str]]] = dict,
     ) -> None:
         self.engine = engine
         self.folder = folder
@@ -183,6 +184,8 @@ class LeafEngine:
         self._checkpoints = checkpoints
         self._launcher = launcher
         self._wait_s = wait_s
+        #: chip class -> device -> why it is to be drained: what runs there is parked, and nothing more is put there
+        self._sick = sick
         (folder / "attempts").mkdir(parents=True, exist_ok=True)
         (folder / "holds").mkdir(exist_ok=True)
         self._pools = {pool.chip_class: pool for pool in board.pools}
@@ -352,18 +355,27 @@ class LeafEngine:
 
     def _offer(self) -> None:
         """Offer what can be had now; when that is less than what is held, the newest leases are called in."""
-        usable = self._launcher.devices()
+        usable, sick = self._launcher.devices(), self._sick()
         offers = tuple(
             Offer(
                 pool.chip_class, here, (), here, pool.tariff_micro_cny_per_device_hour, self._board.board,
                 self._board.region,
             )
             for pool in self._board.pools
-            for here in [min(pool.devices, usable.get(pool.chip_class, 0))]
+            for here in [min(pool.devices - len(sick.get(pool.chip_class, {})), usable.get(pool.chip_class, 0))]
         )  # fmt: skip
         if offers != self._offered:
             self._offered = offers
             self._say(EngineOffered(self.engine, offers, chooses=False))
+        for task_id, held in sorted(self._held.items()):
+            bad = {
+                device: why
+                for device, why in sick.get(held.needs[0].chip_class, {}).items()
+                if device in held.devices
+            }
+            if bad and not held.stop_outcome:
+                why = "; ".join(f"device {device} is drained: {why}" for device, why in sorted(bad.items()))
+                self._call_in(task_id, held, why)
         for offer in offers:
             newest_first = sorted(self._held.items(), key=lambda item: (-item[1].asked_s, item[0]))
             over = sum(self._counts(held, offer.chip_class) for _, held in newest_first) - offer.devices
@@ -669,7 +681,9 @@ class LeafEngine:
             for device in held.devices
         }
         usable = min(self._pools[chip_class].devices, self._launcher.devices().get(chip_class, 0))
-        free = [device for device in range(self._pools[chip_class].devices) if device not in used]
+        sick = set(self._sick().get(chip_class, {}))
+        usable -= len(sick - used)  # of those in use the tasks are called in
+        free = [device for device in range(self._pools[chip_class].devices) if device not in used | sick]
         return free[: max(0, usable - len(used))]
 
     def _leased(self, command: Start | Resize | Stop) -> Held | None:

@@ -5,7 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from qipan.clock import Clock
@@ -14,6 +14,7 @@ from qipan.engines.leaf import Hold, Holding, LeafEngine, free_port, read_json, 
 from qipan.errors import InvalidInput
 from qipan.hardware import BoardSpec, ChipClassId
 from qipan.leases import EngineId
+from qipan.probe.watch import Watch
 
 
 class LocalEngine(LeafEngine):
@@ -27,8 +28,11 @@ class LocalEngine(LeafEngine):
         clock: Clock,
         checkpoints: Path,
         quotas: bool | None = None,
+        sick: Callable[[], Mapping[ChipClassId, Mapping[int, str]]] | None = None,
     ) -> None:
-        super().__init__(engine, board, folder, clock, checkpoints, Processes(board, quotas))
+        real = [pool.chip_class for pool in board.pools if not pool.cpu_share]
+        watch = sick or (Watch(real).sick if real else dict)
+        super().__init__(engine, board, folder, clock, checkpoints, Processes(board, quotas), sick=watch)
 
 
 class Processes:
