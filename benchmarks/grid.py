@@ -1,10 +1,14 @@
-"""What boards across processes cost: python -m benchmarks.grid --json OUT [--children 10,100,1000] [--window 60]
+"""What boards across processes cost: python -m benchmarks.grid --json OUT [--children 10,100,1000] [--window 60] [--faults 1]
 
 One parent in a process of its own, with children over real mutual TLS from another: each its own certificate and link, a
 heartbeat every 7 to 8 s, a changed ask curve a minute (spread over the minute), leases of 60 s, no task.  CPU share is of one core, over
-the window, after all have connected and offered; bytes are those of the websockets, before TLS."""
+the window, after all have connected and offered; bytes are those of the websockets, before TLS.
+
+`--faults N`: the six faults at N seeded moments each on five hosts (needs root): tasks lost, run twice, billed twice, and how long after a
+fault's end a task at a data centre below it has begun."""
 
 import json
+import os
 import resource
 import subprocess
 import sys
@@ -148,13 +152,43 @@ def _pem(cert: x509.Certificate, key: ec.EllipticCurvePrivateKey) -> bytes:
     )
 
 
+def faults(moments: int) -> tuple[list[Figure], list[dict[str, Any]]]:
+    """The six faults of tests/test_grid_faults.py at so many seeded moments, on five hosts in network namespaces."""
+    sys.path[:0] = ["tests", "tests/grid"]
+    from world import World
+
+    from test_grid_faults import SIX
+
+    with tempfile.TemporaryDirectory(prefix="qipan-faults-") as scratch:
+        world = World(Path(scratch))
+        try:
+            first_s = [world.first_step_s(f"quiet-{i}", site) for i, site in enumerate(("dc1", "dc2", "dc1"))]
+            trainings = [world.training(f"training-{i}", 250 * moments) for i in (1, 2)]
+            rows = [
+                {"fault": what, "moment": seed, "recovery_s": round(act(world, seed), 2)}
+                for seed in range(moments)
+                for what, act in SIX.items()
+            ]
+            world.finish(300)
+            counts = world.check()
+            assert all(world.states()[task] == "done" for task in trainings)
+        finally:
+            world.close()
+    slowest = sorted(float(str(row["recovery_s"])) for row in rows)[-max(1, len(rows) // 100)]
+    return [
+        *(Figure(name, count, "tasks", "<= 0") for name, count in counts.items()),
+        Figure("recovery_p99_s", slowest, "s", "<= 10"),
+        Figure("submit_to_first_step_s", round(sorted(first_s)[1], 2), "s"),
+    ], rows
+
+
 def main() -> None:
-    given = arguments("grid", children="10,100,1000", window=60.0)
+    given = arguments("grid", children="10,100,1000", window=60.0, faults=1)
     resource.setrlimit(
         resource.RLIMIT_NOFILE, (min(8192, resource.getrlimit(resource.RLIMIT_NOFILE)[1]),) * 2
     )
     figures, rows = [], []
-    for count in map(int, given.children.split(",")):
+    for count in map(int, filter(None, given.children.split(","))):
         row = idle(count, given.window)
         rows.append(row)
         print(row, file=sys.stderr, flush=True)
@@ -164,7 +198,12 @@ def main() -> None:
             Figure(f"idle_memory_mb_{count}", row["resident_mb"], "MB", goals[1]),
             Figure(f"idle_bytes_per_child_minute_{count}", row["bytes_per_child_minute"], "bytes"),
         ]
-    write(given.json, figures, rows, window_s=given.window)
+    if given.faults and os.geteuid() == 0:
+        found, fault_rows = faults(given.faults)
+        figures, rows = figures + found, rows + fault_rows
+    elif given.faults:
+        print("the faults need root, for network namespaces: left out", file=sys.stderr)
+    write(given.json, figures, rows, window_s=given.window, faults=given.faults)
 
 
 if __name__ == "__main__":

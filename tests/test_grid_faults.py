@@ -75,7 +75,7 @@ def link_cut(down: bool, up: bool):
     def act(world: World, seed: int) -> float:
         round_ = Round(world, f"cut{int(down)}{int(up)}{seed}", seed)
         world.link("dc1", down=down, up=up)
-        time.sleep(round_.rng.uniform(2, LEASE_S / 3))
+        time.sleep(round_.rng.uniform(2, 5))
         world.link("dc1")
         recovery_s = round_.over()
         round_.untouched()
@@ -87,7 +87,7 @@ def link_cut(down: bool, up: bool):
 def link_cut_beyond_the_lease(world: World, seed: int) -> float:
     """Who is silent for a lease and the margin has its tasks placed anew; they have ended there by then."""
     round_ = Round(world, f"long{seed}", seed, wish="restart")
-    long = world.light(f"long{seed}-long", ticks=60, wish="restart")
+    long = world.light(f"long{seed}-long", ticks=120, wish="restart")
     world.runs(world.log.read_text().count("begin ") + (f"begin {long} " not in world.log.read_text()))
     side = "east" if any(f"begin {long} " in line for line in world.log.read_text().splitlines()) else "west"
     world.link(side, down=False, up=False)
@@ -100,7 +100,7 @@ def stopped(board: str):
     def act(world: World, seed: int) -> float:
         round_ = Round(world, f"stop{board}{seed}", seed)
         world.signal(board, signal.SIGSTOP)
-        time.sleep(round_.rng.uniform(2, LEASE_S / 3))
+        time.sleep(round_.rng.uniform(2, 5))
         world.signal(board, signal.SIGCONT)
         recovery_s = round_.over()
         round_.untouched()

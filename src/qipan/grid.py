@@ -6,6 +6,8 @@ task submitted here is handed to the parent, which holds the money and places it
 
 import json
 import logging
+import os
+import signal
 import threading
 import time
 from collections.abc import Callable
@@ -189,6 +191,15 @@ class GridHost(Host):
     # ---- the loop ------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
+        """Until `stop`.  A board that cannot go on (a full disk, a broken store) ends its process, so that whoever watches
+        it starts it again: its tasks run on."""
+        try:
+            self._run()
+        except Exception:
+            log.exception("the board cannot go on and ends; its running tasks go on")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _run(self) -> None:
         while not self._stop.is_set():
             self.step()
             self._look()
@@ -199,7 +210,9 @@ class GridHost(Host):
                 due_s = wake_s - self.clock.now_s() if wake_s is not None else IDLE_S
                 self._news.wait(max(0.01, min(IDLE_S, due_s)))
             if self._news.is_set():
-                time.sleep(min(0.1, 0.005 + 1e-4 * len(self.children)))  # let what comes together be one tick
+                self._stop.wait(
+                    min(0.1, 0.005 + 1e-4 * len(self.children))
+                )  # let what comes together be one tick
                 self._news.clear()
 
     def stop(self) -> None:

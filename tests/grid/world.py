@@ -18,7 +18,7 @@ from qipan.errors import QipanError, Unreachable
 HERE = Path(__file__).parent
 HOSTS = {"cn": 0, "east": 1, "west": 2, "dc1": 3, "dc2": 4}
 PARENT = {"east": "cn", "west": "cn", "dc1": "east", "dc2": "west"}
-LEASE_S = 12
+LEASE_S = 30
 PORT = 8443
 
 LIGHT = """\

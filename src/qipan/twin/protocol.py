@@ -49,7 +49,7 @@ TOP, LEFT, RIGHT = 0, 1, 2
 NAMES = ("top", "left", "right")
 CLOCKS = (0.0, 1000.0, 5000.0)  # no two boards' lease clocks agree
 MODEL = Settings(lease_s=4.0, margin_s=1.0, retry_s=1.0)
-HEAL_BY = 14  # a cut lasts no longer than until then
+HEAL_BY = 11  # a cut lasts no longer than until then
 HORIZON = 40
 END = b"again"  # stands on a link where a board's restart is heard
 
