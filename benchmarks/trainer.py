@@ -37,6 +37,9 @@ LINK = Link(BoardId("east"), BoardId("west"), BYTES_PER_S, LATENCY_S)
 
 
 def main() -> None:
+    signal.signal(
+        signal.SIGTERM, lambda _number, _frame: sys.exit(1)
+    )  # the link and its programs are taken down
     given = arguments("trainer", parts="mixed,link,kill,loss")
     figures: list[Figure] = []
     rows: list[dict[str, Any]] = []
@@ -122,6 +125,8 @@ def two_sites(
     assert desk.stdout is not None
     address = json.loads(desk.stdout.readline())["address"]
 
+    begun: list[subprocess.Popen[str]] = []
+
     def begin(i: int, name: str) -> "subprocess.Popen[str]":
         plan = {
             "strategy": made,
@@ -131,7 +136,8 @@ def two_sites(
             "tokens": tokens,
             "pad_s": PAD_S,
         }
-        return start("site", plan, *wan.command(i))
+        begun.append(start("site", plan, *wan.command(i)))
+        return begun[-1]
 
     try:
         east, west = begin(0, "east"), begin(1, "west")
@@ -147,8 +153,9 @@ def two_sites(
             extra = [{"killed_at_s": killed_s}]
         return [*extra, *answers(east), *answers(west)]
     finally:
-        desk.kill()
-        desk.wait()
+        for process in (*begun, desk):
+            process.kill()
+            process.wait()
 
 
 def link(figures: list[Figure], rows: list[dict[str, Any]]) -> None:
