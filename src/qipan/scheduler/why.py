@@ -1,77 +1,341 @@
-"""Why a task waits: remove one constraint at a time and decide again, on a copy.  Never from templates."""
+"""Why a task waits: remove one constraint at a time and decide again, on a copy; then the least change of that one that starts it.
+Never from templates."""
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
+from qipan.curves import Need
 from qipan.leases import TaskId
+from qipan.quantities import format_money
+from qipan.quota import QuotaRule
+from qipan.scheduler.asks import engine_key
+from qipan.scheduler.bids import progress_value
 from qipan.scheduler.decide import decide
 from qipan.scheduler.limits import why_waiting_text
-from qipan.scheduler.snapshot import decode_state, encode_state
 from qipan.scheduler.state import Moment, Phase, State, TaskState
 
-Relax = Callable[[State, TaskState], None]
+#: a higher bid is looked for up to this many times the present one
+BID_MOST = 1024
+#: running tasks tried one by one
+OTHERS_TRIED = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """One change that would start the task now.  `make` makes it in a state."""
+
+    constraint: str
+    text: str
+    make: Callable[[State], None]
 
 
 def why_waiting(state: State, task_id: TaskId, now_s: float, lease_s: float) -> list[dict[str, str]]:
-    """For a queued task: each single change that would start it now, and what it runs into as it is.  Empty for a task
+    """For a queued task: what it runs into as it is, and each single change that would start it now.  Empty for a task
     that is not waiting."""
     task = state.tasks.get(task_id)
     if task is None or task.phase is not Phase.QUEUED:
         return []
     found = [{"constraint": "now", "text": why_waiting_text(state, task, now_s)}]
-    for name, text, relax in CONSTRAINTS:
-        if _starts_without(state, task_id, relax, now_s, lease_s):
-            found.append({"constraint": name, "text": text})
+    changes = changes_that_start(state, task_id, Moment(now_s, lease_s))
+    return found + [{"constraint": change.constraint, "text": change.text} for change in changes]
+
+
+def changes_that_start(state: State, task_id: TaskId, moment: Moment) -> list[Change]:
+    """Cheapest first: what only lifts a refusal, then what moves a limit, then what costs money or others' work."""
+    task = state.tasks[task_id]
+    found: list[Change] = []
+    for change in _tried(state, task, moment):
+        told = change.constraint == "gang" and any(other.constraint == "gang" for other in found)
+        if not told and _starts(state, task_id, change.make, moment):
+            found.append(change)
     return found
 
 
-def _starts_without(state: State, task_id: TaskId, relax: Relax, now_s: float, lease_s: float) -> bool:
-    copy = decode_state(encode_state(state))
-    relax(copy, copy.tasks[task_id])
-    decide(copy, (), Moment(now_s, lease_s))
+def _tried(state: State, task: TaskState, moment: Moment) -> Iterator[Change]:
+    """The candidates; each that can be small is sought as small as it starts the task."""
+    yield from _of_the_board(state, task, moment)
+    yield from _of_the_rules(state, task, moment)
+    yield from _of_the_limits(state, task, moment)
+    yield from _of_the_bid(state, task, moment)
+    yield from _of_others(state, task, moment)
+
+
+def _of_the_board(state: State, task: TaskState, moment: Moment) -> Iterator[Change]:
+    def unpark(state: State) -> None:
+        state.parked = False
+
+    if state.parked:
+        yield Change("parked", "the board is parked; `qipan up` takes it up again", unpark)
+    waits = [(again_s, engine) for engine, again_s in task.refused if again_s > moment.now_s]
+    if waits:
+        again_s, engine = min(waits)
+        yield Change(
+            "refusals",
+            f"{engine}, which refused it lately, is asked again in {again_s - moment.now_s:.0f} s",
+            _setter(task, refused=()),
+        )
+    for engine in sorted(state.engines):
+        if state.engines[engine].lost or engine in state.uncounted:
+            yield Change("engine", f"{engine} does not answer; with it, it would start", _answers(engine))
+
+
+def _answers(engine: str) -> Callable[[State], None]:
+    def make(state: State) -> None:
+        for name in [name for name in state.engines if name == engine]:
+            state.engines[name] = replace(state.engines[name], lost=False)
+            state.uncounted.pop(name, None)
+
+    return make
+
+
+def _of_the_rules(state: State, task: TaskState, moment: Moment) -> Iterator[Change]:
+    wanted = max(point.devices for point in task.order.curve.points)
+    for number, rule in enumerate(state.rules):
+        if rule.tenant == task.order.tenant:
+            held = sum(
+                count
+                for (tenant, chip), count in state.tasks.held_by.items()
+                if tenant == rule.tenant and rule.covers(chip)
+            )
+            if rule.ceiling is not None:
+                least = _least(state, task, moment, rule.ceiling, held + wanted, _rule_at(number, "ceiling"))
+                yield Change(
+                    "ceiling", f"with a ceiling of {least} in {rule.name()}", _rule(number, ceiling=least)
+                )
+            if rule.borrow is not None:
+                least = _least(state, task, moment, rule.borrow, held + wanted, _rule_at(number, "borrow"))
+                yield Change(
+                    "borrow", f"with `borrow: {least}` in {rule.name()}", _rule(number, borrow=least)
+                )
+            if rule.protect:
+                yield Change(
+                    "protect",
+                    f"without `protect` in {rule.name()} it could borrow",
+                    _rule(number, protect=()),
+                )
+            continue
+        if rule.loan is not None and rule.floor:
+            change_s = rule.loan.next_change_s(moment.now_s)
+            opens = (
+                f" (they open in {(change_s - moment.now_s) / 3600:.1f} h)" if change_s is not None else ""
+            )
+            always = replace(rule.loan, from_s=0.0, until_s=0.0)
+            if not rule.loan.open_at(moment.now_s):
+                yield Change(
+                    "hours", f"within the lending hours of {rule.name()}{opens}", _rule(number, loan=always)
+                )
+            slowest = max(point.stop_s for point in task.order.curve.points)
+            longer = replace(rule.loan, notice_s=max(rule.loan.notice_s, slowest))
+            yield Change(
+                "notice",
+                f"with a notice of {longer.notice_s:g} s in {rule.name()}",
+                _rule(number, loan=longer),
+            )
+        if rule.floor:
+            most = _most(state, task, moment, rule.floor, _rule_at(number, "floor"))
+            yield Change("floor", f"with a floor of {most} in {rule.name()}", _rule(number, floor=most))
+        if rule.share:
+            yield Change("share", f"without the share in {rule.name()}", _rule(number, share=0.0))
+    if state.rules and not task.order.preemptible:
+        yield Change(
+            "elastic",
+            "with `elastic: true`: what may be parked may borrow",
+            _setter_of_order(task, preemptible=True),
+        )
+
+
+def _of_the_limits(state: State, task: TaskState, moment: Moment) -> Iterator[Change]:
+    order = task.order
+    offers = [offer for engine in sorted(state.engines) for offer in state.engines[engine].offers]
+    if order.regions:
+        for place in sorted({offer.region or offer.site for offer in offers}):
+            yield Change(
+                "regions",
+                f"with {place} in limits.regions",
+                _setter_of_order(task, regions=(*order.regions, place)),
+            )
+    if order.vendors:
+        for vendor in sorted({offer.chip_class.split("/")[0] for offer in offers} - {*order.vendors}):
+            yield Change(
+                "vendors",
+                f"with {vendor} in limits.vendors",
+                _setter_of_order(task, vendors=(*order.vendors, vendor)),
+            )
+    if order.deadline_s is not None:
+        yield Change(
+            "deadline",
+            "without its deadline: no point that is free meets it",
+            _setter_of_order(task, deadline_s=None),
+        )
+    yield from _smaller(state, task)
+
+
+def _smaller(state: State, task: TaskState) -> Iterator[Change]:
+    """A point of fewer devices than its curve has, at the rate of the nearest one in proportion."""
+    least: dict[str, int] = {}
+    for point in task.order.curve.points:
+        chip = str(point.needs[0].chip_class)
+        least[chip] = min(least.get(chip, point.devices), point.devices)
+    for chip, devices in sorted(least.items()):
+        point = next(
+            point
+            for point in task.order.curve.points
+            if point.devices == devices and point.needs[0].chip_class == chip
+        )
+        for fewer in range(devices - 1, 0, -1):
+            smaller = replace(
+                point, point_id=f"{point.point_id}/{fewer}", needs=(Need(point.needs[0].chip_class, fewer),),
+                rate=point.rate * fewer / devices,
+            )  # fmt: skip
+            curve = replace(task.order.curve, points=(*task.order.curve.points, smaller))
+            change = Change(
+                "gang",
+                f"with {fewer} devices of {chip} instead of {devices}",
+                _setter_of_order(task, curve=curve),
+            )
+            yield change
+
+
+def _of_the_bid(state: State, task: TaskState, moment: Moment) -> Iterator[Change]:
+    bid = task.order.bid_micro_cny_per_device_hour
+
+    def at(price: int) -> Callable[[State], None]:
+        return _setter_of_order(task, bid_micro_cny_per_device_hour=price)
+
+    least = _least(state, task, moment, bid, max(bid, 1) * BID_MOST, at)
+    text = (
+        f"with a limits.max_cost that bids {format_money(least)} a device-hour instead of {format_money(bid)}"
+    )
+    yield Change("bid", text, at(least))
+
+
+def _of_others(state: State, task: TaskState, moment: Moment) -> Iterator[Change]:
+    """The running task of the least value whose end would make room; else all of them."""
+    others = [one for one in _neighbours(state, task) if one.phase is Phase.RUNNING]
+    policy = state.settings.policy
+    others.sort(key=lambda one: (progress_value(one.order, one.done_s, moment.now_s, policy), one.task_id))
+    for other in others[:OTHERS_TRIED]:
+        gone = _without((other.task_id,))
+        if _starts(state, task.task_id, gone, moment):
+            yield Change(
+                "other tasks",
+                f"when {other.task_id} ends, which is worth the least of those in its place",
+                gone,
+            )
+            return
+    yield Change(
+        "other tasks", "if the other tasks were not there", _without(tuple(one.task_id for one in others))
+    )
+
+
+def _without(task_ids: tuple[TaskId, ...]) -> Callable[[State], None]:
+    def make(state: State) -> None:
+        for task_id in task_ids:
+            state.tasks.pop(task_id, None)
+
+    return make
+
+
+# ---- deciding again ----------------------------------------------------------------------------------------------------
+
+
+def _starts(state: State, task_id: TaskId, make: Callable[[State], None], moment: Moment) -> bool:
+    """Whether the task is given devices, or others are told to give them to it."""
+    copy = _copy(state, state.tasks[task_id])
+    make(copy)
+    decide(copy, (), moment)
     after = copy.tasks.get(task_id)
-    return after is not None and after.phase is not Phase.QUEUED
+    if after is None:
+        return False
+    return after.phase is not Phase.QUEUED or after.promised_until_s > moment.now_s
 
 
-def _set(state: State, task: TaskState, **changes: object) -> None:
-    state.tasks[task.task_id] = replace(task, order=replace(task.order, **changes))  # type: ignore[arg-type]
+def _copy(state: State, task: TaskState) -> State:
+    """A state with the task and those that hold what it could use; the others are there as the devices they hold."""
+    kept = {one.task_id: one for one in _neighbours(state, task)} | {task.task_id: task}
+    copy = replace(
+        state, tasks=kept, engines=dict(state.engines), sent_down=dict(state.sent_down), uncounted=dict(state.uncounted),
+        over={}, more=True,
+    )  # fmt: skip
+    copy.tasks.held = dict(state.tasks.held)
+    copy.tasks.held_by = dict(state.tasks.held_by)
+    return copy
 
 
-def _dearer(state: State, task: TaskState) -> None:
-    _set(state, task, bid_micro_cny_per_device_hour=task.order.bid_micro_cny_per_device_hour * 100)
+def _neighbours(state: State, task: TaskState) -> list[TaskState]:
+    chips = sorted({need.chip_class for point in task.order.curve.points for need in point.needs})
+    keys = [
+        engine_key(engine, chip)
+        for engine in sorted(state.engines)
+        if not state.engines[engine].chooses
+        for chip in chips
+    ]
+    found = {one.task_id: one for key in keys for one in state.tasks.at_chip(key)}
+    return [found[task_id] for task_id in sorted(found)]
 
 
-def _anywhere(state: State, task: TaskState) -> None:
-    _set(state, task, regions=())
+def _least(
+    state: State,
+    task: TaskState,
+    moment: Moment,
+    now: int,
+    most: int,
+    make: Callable[[int], Callable[[State], None]],
+) -> int:
+    """The least number from `now` to `most` that starts the task, by halving; `most` when none does."""
+    if not _starts(state, task.task_id, make(most), moment):
+        return most
+    low, high = now, most
+    while high - low > max(1, low // 100):
+        middle = (low + high) // 2
+        if _starts(state, task.task_id, make(middle), moment):
+            high = middle
+        else:
+            low = middle
+    return high
 
 
-def _any_vendor(state: State, task: TaskState) -> None:
-    _set(state, task, vendors=())
+def _most(
+    state: State, task: TaskState, moment: Moment, now: int, make: Callable[[int], Callable[[State], None]]
+) -> int:
+    """The most below `now` that starts the task; 0 when none does."""
+    low, high = 0, now
+    while high - low > 1:
+        middle = (low + high) // 2
+        if _starts(state, task.task_id, make(middle), moment):
+            low = middle
+        else:
+            high = middle
+    return low
 
 
-def _no_deadline(state: State, task: TaskState) -> None:
-    _set(state, task, deadline_s=None)
+def _setter(task: TaskState, **changes: object) -> Callable[[State], None]:
+    def make(state: State) -> None:
+        state.tasks[task.task_id] = replace(state.tasks[task.task_id], **changes)  # type: ignore[arg-type]
+
+    return make
 
 
-def _unparked(state: State, task: TaskState) -> None:
-    state.parked = False
+def _setter_of_order(task: TaskState, **changes: object) -> Callable[[State], None]:
+    def make(state: State) -> None:
+        now = state.tasks[task.task_id]
+        state.tasks[task.task_id] = replace(now, order=replace(now.order, **changes))  # type: ignore[arg-type]
+
+    return make
 
 
-def _asked_again(state: State, task: TaskState) -> None:
-    state.tasks[task.task_id] = replace(task, refused=())
+def _rule(number: int, **changes: object) -> Callable[[State], None]:
+    def make(state: State) -> None:
+        rules: list[QuotaRule] = [*state.rules]
+        rules[number] = replace(rules[number], **changes)  # type: ignore[arg-type]
+        state.rules = tuple(rules)
+
+    return make
 
 
-def _alone(state: State, task: TaskState) -> None:
-    for other in [other for other in state.tasks if other != task.task_id]:
-        del state.tasks[other]
+def _rule_at(number: int, part: str) -> Callable[[int], Callable[[State], None]]:
+    """The rule with that part set to the number given."""
+    return lambda devices: _rule(number, **{part: devices})
 
 
-CONSTRAINTS: tuple[tuple[str, str, Relax], ...] = (
-    ("bid", "a higher limits.max_cost would start it now: dearer tasks hold what it needs", _dearer),
-    ("regions", "without limits.regions it would start now", _anywhere),
-    ("vendors", "without limits.vendors it would start now", _any_vendor),
-    ("deadline", "without its deadline it would start now: no free point meets it", _no_deadline),
-    ("parked", "the board is parked; `qipan up` takes it up again", _unparked),
-    ("refusals", "engines that refused it lately are asked again in a moment", _asked_again),
-    ("other tasks", "it would start now if the other tasks were not there", _alone),
-)
+__all__ = ["Change", "changes_that_start", "why_waiting"]

@@ -1,0 +1,122 @@
+"""`why` in named situations: the change that it names, when it is made, starts the task."""
+
+from dataclasses import replace
+
+import pytest
+
+from qipan.events import EngineLost, ParkRequested, RulesSet, TaskSubmitted
+from qipan.hardware import BoardId
+from qipan.leases import EngineId, TaskId
+from qipan.quota import Loan, QuotaRule
+from qipan.scheduler import Moment, Phase, State, decide
+from qipan.scheduler.why import changes_that_start, why_waiting
+from test_quota import of
+from test_scheduler import ENGINE, leaf_state, run_until_started
+from worlds import TARIFF
+
+DC, ME = BoardId("dc"), TaskId("me")
+NIGHT = Loan(600.0, 20 * 3600.0, 8 * 3600.0, 0.0)
+
+
+def waiting(
+    *rules: QuotaRule, runs: tuple[TaskSubmitted, ...] = (), devices: int = 8, me: TaskSubmitted
+) -> State:
+    state = leaf_state(devices)
+    decide(state, [RulesSet(rules)], Moment(0.5, 0.5))
+    for fact in runs:
+        decide(state, [fact], Moment(1, 1))
+        run_until_started(state, fact.order.task_id)
+    decide(state, [me], Moment(2, 2))
+    return state
+
+
+def parked_board() -> State:
+    state = leaf_state(8)
+    decide(state, [ParkRequested(True, "test")], Moment(1, 1))
+    decide(state, [of("me", "me", 2)], Moment(2, 2))
+    return state
+
+
+def lost_engine() -> State:
+    state = leaf_state(8)
+    decide(state, [EngineLost(ENGINE, "silent")], Moment(1, 1))
+    decide(state, [of("me", "me", 2)], Moment(2, 2))
+    return state
+
+
+def refused_lately() -> State:
+    state = leaf_state(8)
+    decide(state, [ParkRequested(True, "test"), of("me", "me", 2)], Moment(2, 2))
+    state.tasks[ME] = replace(state.tasks[ME], refused=((EngineId("engine"), 10.0),))
+    decide(state, [ParkRequested(False, "test")], Moment(2, 2))
+    return state
+
+
+def fixed(name: str, devices: int, bid: int = 2 * TARIFF) -> TaskSubmitted:
+    return of("other", name, devices, bid=bid, elastic=False)
+
+
+SITUATIONS = {
+    "bid": lambda: waiting(runs=(of("other", "o", 8, bid=8 * TARIFF, work_s=5000.0),), me=of("me", "me", 4, elastic=False)),
+    "other tasks": lambda: waiting(runs=(fixed("o", 8),), me=of("me", "me", 4)),
+    "gang": lambda: waiting(runs=(fixed("o", 5),), me=of("me", "me", 4)),
+    "regions": lambda: waiting(me=of("me", "me", 4, regions=("west",))),
+    "vendors": lambda: waiting(me=of("me", "me", 4, vendors=("huawei",))),
+    "parked": parked_board,
+    "engine": lost_engine,
+    "refusals": refused_lately,
+    "ceiling": lambda: waiting(QuotaRule(DC, "me", ceiling=3), me=of("me", "me", 4)),
+    "borrow": lambda: waiting(QuotaRule(DC, "me", share=0.25, borrow=1), me=of("me", "me", 4)),
+    "floor": lambda: waiting(QuotaRule(DC, "owner", floor=6), me=of("me", "me", 4)),
+    "hours": lambda: waiting(QuotaRule(DC, "owner", floor=6, loan=replace(NIGHT, from_s=3600.0, until_s=7200.0)), me=of("me", "me", 4)),
+    "notice": lambda: waiting(QuotaRule(DC, "owner", floor=6, loan=Loan(0.5)), me=of("me", "me", 4)),
+    "share": lambda: waiting(QuotaRule(DC, "owner", share=0.75), me=of("me", "me", 4, preemptible=False)),
+    "elastic": lambda: waiting(QuotaRule(DC, "owner", share=0.75), me=of("me", "me", 4, preemptible=False)),
+    "protect": lambda: waiting(
+        QuotaRule(DC, "owner", share=0.75), QuotaRule(DC, "me", ceiling=8, protect=("serve",)), me=of("me", "me", 4, kind="serve")
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("situation", sorted(SITUATIONS))
+def test_the_change_that_why_names_starts_the_task(situation):
+    state = SITUATIONS[situation]()
+    assert state.tasks[ME].phase is Phase.QUEUED
+    changes = {change.constraint: change for change in changes_that_start(state, ME, Moment(3, 3))}
+    assert situation in changes, [*changes]
+    changes[situation].make(state)
+    state.more = True  # as after the facts that make such a change
+    decide(state, [], Moment(3, 3))
+    task = state.tasks[ME]
+    assert task.phase is Phase.RESERVING or task.promised_until_s > 3
+
+
+def test_the_bid_that_why_names_is_the_least():
+    state = SITUATIONS["bid"]()
+    [change] = [
+        change for change in changes_that_start(state, ME, Moment(3, 3)) if change.constraint == "bid"
+    ]
+    change.make(state)
+    bid = state.tasks[ME].order.bid_micro_cny_per_device_hour
+    other = SITUATIONS["bid"]()
+    task = other.tasks[ME]
+    other.tasks[ME] = replace(task, order=replace(task.order, bid_micro_cny_per_device_hour=int(bid * 0.95)))
+    decide(other, [], Moment(3, 3))
+    assert other.tasks[ME].phase is Phase.QUEUED
+    assert other.tasks[ME].promised_until_s == 0
+
+
+def test_the_ceiling_that_why_names_is_the_least():
+    [change] = [
+        c for c in changes_that_start(SITUATIONS["ceiling"](), ME, Moment(3, 3)) if c.constraint == "ceiling"
+    ]
+    assert change.text.startswith("with a ceiling of 4 ")
+
+
+def test_why_on_a_board_of_many_tasks_copies_what_matters():
+    state = SITUATIONS["ceiling"]()
+    facts = [of("me", f"w{number:05d}", 4) for number in range(20_000)]
+    decide(state, facts, Moment(2, 2))
+    told = why_waiting(state, ME, 3.0, 3.0)
+    assert {entry["constraint"] for entry in told} >= {"now", "ceiling"}
+    assert len(state.tasks) == 20_001, "the state itself is untouched"
