@@ -13,6 +13,7 @@ from qipan.scheduler.bids import progress_value
 from qipan.scheduler.decide import decide
 from qipan.scheduler.limits import why_waiting_text
 from qipan.scheduler.state import Moment, Phase, State, TaskState
+from qipan.scheduler.tasks import Tasks
 
 #: a higher bid is looked for up to this many times the present one
 BID_MOST = 1024
@@ -253,10 +254,9 @@ def _starts(state: State, task_id: TaskId, make: Callable[[State], None], moment
 def _copy(state: State, task: TaskState) -> State:
     """A state with the task and those that hold what it could use; the others are there as the devices they hold."""
     kept = {one.task_id: one for one in _neighbours(state, task)} | {task.task_id: task}
-    copy = replace(
-        state, tasks=kept, engines=dict(state.engines), sent_down=dict(state.sent_down), uncounted=dict(state.uncounted),
-        over={}, more=True,
-    )  # fmt: skip
+    copy = replace(state, tasks=Tasks(kept, state.lease_due_s, state.time_due_s), engines=dict(state.engines))
+    copy.sent_down, copy.uncounted = dict(state.sent_down), dict(state.uncounted)
+    copy.over, copy.more = {}, True
     copy.tasks.held = dict(state.tasks.held)
     copy.tasks.held_by = dict(state.tasks.held_by)
     return copy
