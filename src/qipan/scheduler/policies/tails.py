@@ -27,7 +27,7 @@ class LeastMean:
 
     round_s: float = 360.0
     growth: float = 3.0
-    slack: float = 0.001
+    slack: float = 0.0017
     late: float = 20.0
 
     def choose(self, contenders: Sequence[Contender], capacity: Mapping[str, int], now_s: float) -> Choice:
