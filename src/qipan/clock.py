@@ -3,6 +3,7 @@
 import hashlib
 import random
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
@@ -19,14 +20,22 @@ class Clock(Protocol):
     def boot_id(self) -> str: ...
 
 
-class SystemClock:
-    """`not_before_s` is the newest time a store has seen; `now_s` never answers less."""
+#: how fast time goes while the wall clock is behind what a store has seen
+CATCH_UP = 0.9
 
-    def __init__(self, not_before_s: float = 0.0) -> None:
-        self._latest_s = not_before_s
+
+class SystemClock:
+    """`not_before_s` is the newest time a store has seen; `now_s` never answers less, and never stands still: behind it, a
+    wall clock that was set back is let catch up while this one goes on a tenth slower.  `wall_s` is asked for the wall clock."""
+
+    def __init__(self, not_before_s: float = 0.0, wall_s: Callable[[], float] = time.time) -> None:
+        self._wall_s = wall_s
+        self._latest_s, self._at_s = not_before_s, self.lease_s()
 
     def now_s(self) -> float:
-        self._latest_s = max(self._latest_s, time.time())
+        at_s = self.lease_s()
+        gone_on_s = self._latest_s + CATCH_UP * (at_s - self._at_s)
+        self._latest_s, self._at_s = max(gone_on_s, self._wall_s()), at_s
         return self._latest_s
 
     def lease_s(self) -> float:
