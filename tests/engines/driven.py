@@ -51,6 +51,10 @@ class Bench:
     def start(self, run, devices=1, task="t", lease_s=60.0):
         self.reserve(run, devices, task, lease_s)
         self.until(LeaseGranted, task_id=task)
+        self.go(task, devices)
+
+    def go(self, task, devices=1):
+        """Start in the lease that was granted."""
         self.generation += 1
         point = points()[devices - 1]
         self.engine.start(Start(TaskId(task), LeaseId(f"l-{task}"), 1, self.generation, 1, (point,)))

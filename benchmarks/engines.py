@@ -1,0 +1,168 @@
+"""What Qipan adds to a job of another tool's queue: python -m benchmarks.engines --jobs 200 --json OUT
+
+The same short jobs (`true`) through one engine and directly, in one run, on a real cluster of this machine.  CPU is that of the
+queue's daemons, of everything they started, and of the caller (its start apart).  Added latency: from asking to running.
+Needs Slurm's daemons and Ray; root for the device files and the network namespace.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from benchmarks.form import Figure, arguments, write
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "engines"))
+
+from driven import Bench
+from ray_cluster import RayCluster
+from slurm_cluster import SlurmCluster
+
+from qipan.events import TaskExited, TaskStarted
+
+SIDE_BY_SIDE = 4
+
+
+def main() -> None:
+    given = arguments("engines", jobs=200, rays=40)
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder)
+        root.chmod(0o755)
+        for name, cluster, direct, jobs in (
+            ("slurm", SlurmCluster(root / "slurm", nodes=1), sbatch, given.jobs),
+            ("ray", RayCluster(root / "ray", nodes=1, net=47), ray_submit, given.rays),
+        ):
+            cluster.folder.mkdir()
+            try:
+                cluster.up()
+                rows.append(
+                    {"engine": name, "jobs": jobs, **compare(cluster, root / f"{name}-board", direct, jobs)}
+                )
+            finally:
+                cluster.down()
+    figures = []
+    for row in rows:
+        figures += [
+            Figure(f"{row['engine']}_overhead_cpu_ms_per_job", row["overhead_cpu_ms"], "ms", "<= 50"),
+            Figure(f"{row['engine']}_added_latency_s", row["added_latency_s"], "s", "<= 1"),
+        ]
+    write(given.json, figures, rows)
+
+
+def compare(cluster: Any, folder: Path, direct: Callable[[Any, int], float], jobs: int) -> dict[str, float]:
+    cluster.until_idle()
+    direct_cpu_s, direct_latency_s = measured(cluster, lambda: direct(cluster, jobs))
+    cluster.until_idle()
+    bench = Bench(cluster, folder)
+    ours_cpu_s, ours_latency_s = measured(cluster, lambda: through(bench, jobs))
+    return {
+        "direct_cpu_ms": direct_cpu_s / jobs * 1e3,
+        "overhead_cpu_ms": (ours_cpu_s - direct_cpu_s) / jobs * 1e3,
+        "direct_latency_s": direct_latency_s,
+        "added_latency_s": ours_latency_s - direct_latency_s,
+    }
+
+
+def measured(cluster: Any, run: Callable[[], float]) -> tuple[float, float]:
+    """(CPU seconds of daemons and caller, what `run` returned)."""
+    before = cpu_s(cluster)
+    latency_s = run()
+    return cpu_s(cluster) - before, latency_s
+
+
+def cpu_s(cluster: Any) -> float:
+    total = sum(os.times()[:2]) + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    for process in cluster.processes.values():
+        for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+            times = one.cpu_times()
+            total += times.user + times.system + times.children_user + times.children_system
+    return total
+
+
+def through(bench: Bench, jobs: int) -> float:
+    """All jobs through the engine, SIDE_BY_SIDE at a time; the median seconds from asking to running."""
+    waits, begun, left, running = [], {}, list(range(jobs)), set[str]()
+    while left or running:
+        while left and len(running) < SIDE_BY_SIDE:
+            task = f"job-{left.pop()}"
+            begun[task] = time.monotonic()
+            bench.reserve("true", 1, task)
+            running.add(task)
+        for seq, fact in bench.engine.observe(bench.after):
+            bench.after = seq
+            if fact.kind == "lease_granted":
+                bench.go(fact.task_id)
+            elif isinstance(fact, TaskStarted):
+                waits.append(time.monotonic() - begun[fact.task_id])
+            elif isinstance(fact, TaskExited):
+                running.discard(fact.task_id)
+            elif fact.kind == "lease_refused":
+                running.discard(fact.task_id)
+                left.append(int(fact.task_id.split("-")[1]))
+        time.sleep(0.05)
+    return sorted(waits)[len(waits) // 2]
+
+
+def sbatch(cluster: SlurmCluster, jobs: int) -> float:
+    waits, left, running = [], jobs, dict[str, float]()
+    marks = cluster.folder / "marks"
+    marks.mkdir(exist_ok=True)
+    while left or running:
+        while left and len(running) < SIDE_BY_SIDE:
+            left -= 1
+            mark = marks / str(left)
+            began_s = time.monotonic()
+            command = [
+                "sbatch",
+                "--parsable",
+                "--gres=gpu:sim:1",
+                "-n1",
+                "-o/dev/null",
+                f"--wrap=touch {mark}",
+            ]
+            subprocess.run(command, env=cluster.environment(), check=True, capture_output=True)
+            running[str(mark)] = began_s
+        for mark, began_s in list(running.items()):
+            if Path(mark).exists():
+                waits.append(time.monotonic() - began_s)
+                del running[mark]
+        time.sleep(0.05)
+    return sorted(waits)[len(waits) // 2]
+
+
+def ray_submit(cluster: RayCluster, jobs: int) -> float:
+    import httpx
+
+    waits, left, running = [], jobs, dict[str, float]()
+    marks = cluster.folder / "marks"
+    marks.mkdir(exist_ok=True)
+    with httpx.Client(base_url=cluster.address, timeout=30) as client:
+        while left or running:
+            while left and len(running) < SIDE_BY_SIDE:
+                left -= 1
+                mark = marks / str(left)
+                job = {
+                    "entrypoint": f"touch {mark}",
+                    "entrypoint_num_cpus": 0,
+                    "entrypoint_resources": {"sim": 1},
+                }
+                running[str(mark)] = time.monotonic()
+                client.post("/api/jobs/", json=job).raise_for_status()
+            for mark, began_s in list(running.items()):
+                if Path(mark).exists():
+                    waits.append(time.monotonic() - began_s)
+                    del running[mark]
+            time.sleep(0.05)
+    return sorted(waits)[len(waits) // 2]
+
+
+if __name__ == "__main__":
+    main()
