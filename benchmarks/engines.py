@@ -5,6 +5,7 @@ queue's daemons, of everything they started, and of the caller (its start apart)
 Needs Slurm's daemons and Ray; root for the device files and the network namespace.
 """
 
+import contextlib
 import os
 import resource
 import subprocess
@@ -28,6 +29,8 @@ from slurm_cluster import SlurmCluster
 from qipan.events import TaskExited, TaskStarted
 
 SIDE_BY_SIDE = 4
+IDLE_S = 10.0
+GROUPS = Path("/sys/fs/cgroup/cpuacct")
 
 
 def main() -> None:
@@ -72,19 +75,30 @@ def compare(cluster: Any, folder: Path, direct: Callable[[Any, int], float], job
 
 
 def measured(cluster: Any, run: Callable[[], float]) -> tuple[float, float]:
-    """(CPU seconds of daemons and caller, what `run` returned)."""
-    before = cpu_s(cluster)
+    """(CPU seconds of daemons, jobs and caller beyond what they use when idle, what `run` returned)."""
+    meter = Meter(cluster)
+    idle_before, began_s = meter.cpu_s(), time.monotonic()
+    time.sleep(IDLE_S)
+    idle_share = (meter.cpu_s() - idle_before) / (time.monotonic() - began_s)
+    before, began_s = meter.cpu_s(), time.monotonic()
     latency_s = run()
-    return cpu_s(cluster) - before, latency_s
+    return meter.cpu_s() - before - idle_share * (time.monotonic() - began_s), latency_s
 
 
-def cpu_s(cluster: Any) -> float:
-    total = sum(os.times()[:2]) + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
-    for process in cluster.processes.values():
-        for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
-            times = one.cpu_times()
-            total += times.user + times.system + times.children_user + times.children_system
-    return total
+class Meter:
+    """CPU of the cluster's processes and of all that they start from now on, by a cgroup; and of this process."""
+
+    def __init__(self, cluster: Any) -> None:
+        self._group = GROUPS / f"qipan-bench-{cluster.engine}"
+        self._group.mkdir(exist_ok=True)
+        for process in cluster.processes.values():
+            for one in [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]:
+                with contextlib.suppress(OSError, psutil.Error):
+                    (self._group / "cgroup.procs").write_text(str(one.pid))
+
+    def cpu_s(self) -> float:
+        ours = sum(os.times()[:2]) + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+        return ours + int((self._group / "cpuacct.usage").read_text()) / 1e9
 
 
 def through(bench: Bench, jobs: int) -> float:

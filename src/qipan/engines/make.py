@@ -15,6 +15,9 @@ from qipan.hardware import BoardSpec, Pool
 from qipan.leases import EngineId
 from qipan.quantities import parse_duration_s
 
+#: between looks at a queue.  What a job says of itself comes by files at once; Ray's dashboard is dear to ask
+POLL_S = {"ray": 5.0}
+
 
 def leaf_engine(board: BoardSpec, folder: Path, clock: Clock, checkpoints: Path) -> LeafEngine:
     """`folder` holds what the engine knows; with `engine_options: folder`, a place that the nodes see too, it is a link
@@ -31,7 +34,15 @@ def leaf_engine(board: BoardSpec, folder: Path, clock: Clock, checkpoints: Path)
         if not folder.is_symlink():
             folder.symlink_to(own, target_is_directory=True)
     wait_s = parse_duration_s(board.engine_options.get("wait", "20s"))
-    return LeafEngine(name, board, folder.resolve(), clock, checkpoints, QueueLauncher(_queue(board)), wait_s)
+    return LeafEngine(
+        name,
+        board,
+        folder.resolve(),
+        clock,
+        checkpoints,
+        QueueLauncher(_queue(board), POLL_S.get(board.engine, 2.0)),
+        wait_s,
+    )
 
 
 def inside(board: BoardSpec, pool: Pool, command: list[str]) -> list[str]:
