@@ -104,7 +104,7 @@ def _confidence(chip: Any) -> str:
 @app.command()
 def probe(
     json_: Json = False, overlay: Overlay = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that each vendor's tool may take.")] = 1.2,
+    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that each vendor's tool may take.")] = 1.0,
 ) -> None:  # fmt: skip
     """What chips this machine has: usable, present but broken (why, and the next step), or absent."""
     import msgspec
@@ -131,7 +131,7 @@ def probe(
         print(f"  absent (no device node, PCI device or tool): {', '.join(absent)}")
 
 
-def _look(overlay: list[Path] | None, timeout: float = 1.2) -> "tuple[Answer, ...]":
+def _look(overlay: list[Path] | None, timeout: float = 1.0) -> "tuple[Answer, ...]":
     from qipan.catalogue import site_catalogue
     from qipan.probe import probe as look
 

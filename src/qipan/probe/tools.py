@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-TOOL_S = 1.2
+TOOL_S = 1.0
 TOOL_BYTES = 4 * 2**20
 Command = tuple[str, ...]
 
