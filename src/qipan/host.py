@@ -18,7 +18,8 @@ from qipan.channel import Carrier
 from qipan.clock import SystemClock
 from qipan.controller import fact_of, verify
 from qipan.curves import Curve
-from qipan.engines.leaf import LeafEngine, free_port
+from qipan.engines.launcher import free_port
+from qipan.engines.leaf import LeafEngine
 from qipan.engines.make import leaf_engine
 from qipan.errors import Infeasible, InvalidInput, NotFound, OverLimit
 from qipan.events import (

@@ -17,7 +17,7 @@ from typing import Any
 
 import httpx
 
-from qipan.engines.leaf import Hold, free_port, torchrun
+from qipan.engines.launcher import Hold, free_port, torchrun
 from qipan.engines.queue import Job, View, share_of
 from qipan.errors import InvalidInput, QipanError
 from qipan.hardware import BoardSpec, ChipClassId, Pool

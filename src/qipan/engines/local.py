@@ -10,7 +10,8 @@ from pathlib import Path
 
 from qipan.clock import Clock
 from qipan.engines import devices as chips
-from qipan.engines.leaf import Hold, Holding, LeafEngine, free_port, read_json, torchrun
+from qipan.engines.launcher import Hold, Holding, free_port, read_json, torchrun
+from qipan.engines.leaf import LeafEngine
 from qipan.errors import InvalidInput
 from qipan.hardware import BoardSpec, ChipClassId
 from qipan.leases import EngineId

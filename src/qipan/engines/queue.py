@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from qipan.engines.leaf import Hold, Holding, read_json, write_text
+from qipan.engines.launcher import Hold, Holding, read_json, write_text
 from qipan.errors import InvalidInput, QipanError
 from qipan.hardware import BoardSpec, ChipClassId, Pool
 

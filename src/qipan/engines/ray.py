@@ -15,7 +15,7 @@ from typing import Any
 
 import httpx
 
-from qipan.engines.leaf import Hold, free_port, torchrun
+from qipan.engines.launcher import Hold, free_port, torchrun
 from qipan.engines.queue import Job, View, python_path, share_of
 from qipan.errors import InvalidInput, QipanError
 from qipan.hardware import BoardSpec, ChipClassId, Pool

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qipan.curves import Need
-from qipan.engines.leaf import Hold, free_port, torchrun
+from qipan.engines.launcher import Hold, free_port, torchrun
 from qipan.engines.queue import Job, View, python_path, share_of
 from qipan.errors import InvalidInput, QipanError
 from qipan.hardware import BoardSpec, ChipClassId, Pool
