@@ -288,9 +288,11 @@ def money_in_time(seed: int, *, asks: bool) -> float:
     )
 
 
-@pytest.mark.slow
-def test_prices_are_real_without_asks_a_tenth_less_money_is_earned_in_time():
-    ratios = [money_in_time(seed, asks=False) / money_in_time(seed, asks=True) for seed in range(20)]
+@pytest.mark.parametrize(
+    "worlds", [pytest.param(5, marks=pytest.mark.slow), pytest.param(20, marks=pytest.mark.endurance)]
+)
+def test_prices_are_real_without_asks_a_tenth_less_money_is_earned_in_time(worlds):
+    ratios = [money_in_time(seed, asks=False) / money_in_time(seed, asks=True) for seed in range(worlds)]
     print(
         "money-weighted work by the deadlines without asks, per world:", [round(ratio, 3) for ratio in ratios]
     )

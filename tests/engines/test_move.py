@@ -96,7 +96,10 @@ def test_a_training_moves_from_slurm_to_ray(clusters, tmp_path):
     try:
         task = tmp_path / "poems.yaml"
         task.write_text(
-            TASK.replace("500k", "120k").replace("deadline: 30m", "deadline: 2h").replace("0.25 CNY", "9 CNY")
+            TASK.replace("500k", "300k")
+            .replace("every: 12s", "every: 3s")
+            .replace("deadline: 30m", "deadline: 2h")
+            .replace("0.25 CNY", "9 CNY")
         )
         up.run("submit", str(task))
         up.until(lambda: up.task()["place"].endswith("dc-slurm-slurm") and up.task()["saved"] > 0.1, 240)
