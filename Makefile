@@ -12,9 +12,11 @@ setup-test:
 demo: setup
 	@.venv/bin/qipan demo
 
-# Style, types, imports, and every test that is not marked endurance.
+# Style, types, imports, and every test that is not marked endurance: two at a time what leaves the cores to
+# others, then alone what runs real processes.
 test: style
-	@$(PY) -m pytest -m "not endurance"
+	@$(PY) -m pytest -n 2 --dist loadfile -m "not endurance and (not slow or computes)"
+	@$(PY) -m pytest -m "slow and not computes and not endurance"
 
 style: setup-test
 	@.venv/bin/ruff format --check .

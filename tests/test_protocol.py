@@ -6,6 +6,8 @@ import pytest
 
 from qipan.twin.protocol import MODEL, search
 
+pytestmark = pytest.mark.computes
+
 
 def test_no_cut_and_no_crash_come_to_an_end():
     found = search(cuts=0, crashes=0)

@@ -19,6 +19,8 @@ from test_scheduler import ENGINE, commands, leaf_state, run_until_started
 from test_twin import LARGE, stormy_world
 from worlds import FAST, TARIFF, order
 
+pytestmark = pytest.mark.computes
+
 DC = BoardId("dc")
 RULES = """quota:
   - {board: east, tenant: alice, chips: [sim/*], floor: 4, ceiling: 8, lend: {hours: 20:00-08:00, notice: 10m}, protect: [serve]}

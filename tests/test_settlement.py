@@ -20,6 +20,8 @@ from qipan.store.database import Sqlite
 from qipan.store.opening import create, open_database, version_of
 from settlements import later, period
 
+pytestmark = pytest.mark.computes
+
 
 class Deadly(Sqlite):
     """Ends its own process with SIGKILL before or after its n-th statement."""

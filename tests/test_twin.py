@@ -23,6 +23,8 @@ from qipan.twin import (
 )
 from worlds import FAST, SLOW, TARIFF, curve, nation, order, random_orders
 
+pytestmark = pytest.mark.computes
+
 BOARDS = ["cn", "east", "west", "dc1", "dc2", "dc3"]
 
 

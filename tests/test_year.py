@@ -1,6 +1,8 @@
 import pytest
 from benchmarks.year import year
 
+pytestmark = pytest.mark.computes
+
 
 @pytest.mark.slow
 def test_a_few_days_of_eight_hubs_are_accounted_for_to_the_last_micro_yuan(tmp_path):
