@@ -14,7 +14,7 @@ from fastapi import Path as InPath
 from fastapi.responses import StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from qipan import __version__, views
+from qipan import __version__, money, views
 from qipan.api import shapes
 from qipan.api.follow import Followed
 from qipan.api.gate import CALLER, Caller, Gate, Rate, tenant_token
@@ -23,8 +23,10 @@ from qipan.api.shapes import Answer, Submission, page, read_cursor, read_submiss
 from qipan.catalogue import site_catalogue
 from qipan.errors import InvalidInput, NotAllowed, NotFound
 from qipan.host import Host, TaskView
+from qipan.ledger.auditor import Audit
 from qipan.planner import Plan
 from qipan.quantities import parse_money_micro_cny
+from qipan.statements import Statement
 from qipan.workload import Task
 from qipan.workload.files import read_text
 from qipan.workload.imports import Directive
@@ -162,6 +164,11 @@ def about_tasks(host: Host) -> APIRouter:
         name = seen(host, who, task_id).task_id
         return Answer({"receipt": host.bill(name), "charged_micro_cny": host.charged(name)})
 
+    @routes.get("/{task_id}/bill/explained", response_model=money.Explained)
+    def explained(who: Who, task_id: TaskName) -> Answer:
+        """The bill against the plan that was shown: parts that sum to the difference."""
+        return Answer(money.explained(host, seen(host, who, task_id).task_id))
+
     @routes.get("/{task_id}/cost", response_model=views.Cost)
     def cost(who: Who, task_id: TaskName) -> Answer:
         return Answer(views.cost(host, seen(host, who, task_id).task_id))
@@ -231,6 +238,33 @@ def about_money(host: Host, token: str) -> APIRouter:
             if not who.tenant or account == f"tenant/{who.tenant}"
         }
         return Answer({"balances_micro_cny": shown, "sum_micro_cny": host.ledger_sum()})
+
+    @routes.get("/ledger/accounts", response_model=shapes.Accounts)
+    def accounts(who: Who) -> Answer:
+        """A tenant sees its own."""
+        found = money.accounts(host, f"tenant/{who.tenant}" if who.tenant else "")
+        return Answer(
+            {"accounts": [one for one in found if not who.tenant or one.account == f"tenant/{who.tenant}"]}
+        )
+
+    @routes.get("/ledger/statement", response_model=Statement)
+    def statement(
+        who: Who, account: Annotated[str, Query(max_length=200)],
+        from_s: Annotated[float, Query(ge=0, le=1e11)] = 0.0,
+        until_s: Annotated[float, Query(ge=0, le=1e11)] = 1e11,
+        currency: Annotated[str, Query(max_length=3)] = "CNY",
+    ) -> Answer:  # fmt: skip
+        """Of an account, or of `region/NAME`: all providers there.  A tenant sees its own."""
+        if who.tenant and account != f"tenant/{who.tenant}":
+            raise NotFound(f"no account {account[:80]!r}; `qipan ledger accounts` shows them")
+        return Answer(money.statement(host, account, currency, from_s, until_s))
+
+    @routes.get("/ledger/check", response_model=Audit)
+    def check(who: Who) -> Answer:
+        """Everything recomputed from the entries; for the operator, since problems name accounts."""
+        if who.tenant:
+            raise NotAllowed(f"the token is {who.tenant}'s; the whole ledger is checked by the operator")
+        return Answer(money.check(host))
 
     @routes.get("/bills", response_model=shapes.Bills)
     def bills(who: Who, limit: Limit = LIMIT, cursor: Cursor = None) -> Answer:

@@ -14,6 +14,7 @@ from starlette.types import Receive, Scope, Send
 from qipan.errors import InvalidInput
 from qipan.host import TaskView
 from qipan.leases import Receipt
+from qipan.money import Account
 from qipan.planner import Plan
 from qipan.views import BoardView, BookedTask, LinkView, Price, Told
 from qipan.workload.imports import Directive
@@ -112,6 +113,11 @@ class Budget:
 class Bill:
     receipt: Receipt
     charged_micro_cny: int
+
+
+@dataclass(frozen=True, slots=True)
+class Accounts:
+    accounts: tuple[Account, ...]
 
 
 @dataclass(frozen=True, slots=True)

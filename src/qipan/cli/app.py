@@ -14,6 +14,7 @@ from qipan.cli.balance import balance
 from qipan.cli.check import check
 from qipan.cli.chips import app as chips
 from qipan.cli.grid import board, grid
+from qipan.cli.ledger import app as ledger
 from qipan.cli.market import app as market
 from qipan.cli.quota import app as quota
 from qipan.cli.quota import read_rules, rules_named
@@ -30,6 +31,7 @@ app = typer.Typer(
 
 app.add_typer(market, name="market")
 app.add_typer(quota, name="quota")
+app.add_typer(ledger, name="ledger")
 app.add_typer(chips, name="chips")
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": False})(check)
 app.add_typer(board, name="board")
@@ -304,26 +306,17 @@ def budget(task: str, amount: str, json_: Json = False, store: StoreDir = None) 
 
 @app.command()
 def bill(task: str, json_: Json = False, store: StoreDir = None) -> None:
-    """What a task has cost: a line per attempt, and the ledger's own sum."""
+    """What a task has cost: a line per attempt, the ledger's own sum, and why it is not what the plan said."""
     from qipan.cli import tables
 
-    answer = client(store).call("GET", f"/tasks/{task}/bill")
+    board = client(store)
+    answer = board.call("GET", f"/tasks/{task}/bill")
+    explained = board.call("GET", f"/tasks/{task}/bill/explained")
     if json_:
-        out(answer)
+        out({**answer, "planned": explained["planned"], "differences": explained["differences"]})
     else:
         tables.print_receipt(answer["receipt"], answer["charged_micro_cny"])
-
-
-@app.command()
-def ledger(json_: Json = False, store: StoreDir = None) -> None:
-    """All accounts; they sum to zero."""
-    from qipan.cli import tables
-
-    answer = client(store).call("GET", "/ledger")
-    if json_:
-        out(answer)
-    else:
-        tables.print_ledger(answer["balances_micro_cny"])
+        tables.print_explained(explained)
 
 
 @app.command()

@@ -176,6 +176,17 @@ def print_receipt(receipt: dict[str, Any], charged_micro_cny: int) -> None:
     )
 
 
+def print_explained(explained: dict[str, Any]) -> None:
+    planned = explained["planned"]
+    print(
+        f"  planned {format_money(planned['cost_p50_micro_cny'])} (p90 {format_money(planned['cost_p90_micro_cny'])}) on"
+        f" {planned['devices']} x {planned['chip_class']} at {planned['place']}"
+    )
+    for part in explained["differences"]:
+        amount = part["amount_micro_cny"]
+        print(f"    {'+' if amount > 0 else ''}{format_money(amount)}: {part['text']}")
+
+
 def print_ledger(balances: dict[str, int]) -> None:
     rows = [[account, format_money(balance)] for account, balance in sorted(balances.items())]
     table("账本 ledger", ["account", "balance"], rows)

@@ -168,14 +168,23 @@ class Journal:
         )
         return _hold(rows[0]) if rows else None
 
+    def balance_before(self, account: str, currency: str, at_s: float) -> int:
+        """The sum of what was posted before a time."""
+        rows = self.db.rows(
+            "SELECT CAST(coalesce(sum(amount_micro), 0) AS BIGINT) FROM entries JOIN transfers USING (transfer_id)"
+            " WHERE account = ? AND currency = ? AND now_s < ?",
+            (account, currency, at_s),
+        )
+        return int(rows[0][0])
+
     def postings_of(
-        self, account: str, from_s: float = 0.0, until_s: float = 1e18
+        self, account: str, from_s: float = 0.0, until_s: float = 1e18, most: int = 2**31
     ) -> list[tuple[float, str, str, int, str]]:
         """(now_s, key, cause, amount, currency) of an account, in order."""
         return self.db.rows(
             "SELECT now_s, key, cause, amount_micro, currency FROM entries JOIN transfers USING (transfer_id)"
-            " WHERE account = ? AND now_s >= ? AND now_s < ? ORDER BY transfer_id, position",
-            (account, from_s, until_s),
+            " WHERE account = ? AND now_s >= ? AND now_s < ? ORDER BY transfer_id, position LIMIT ?",
+            (account, from_s, until_s, most),
         )
 
     def postings_about(self, cause: str) -> list[tuple[str, str, int, str]]:
