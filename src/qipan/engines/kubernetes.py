@@ -17,26 +17,15 @@ from typing import Any
 
 import httpx
 
-from qipan.engines.launcher import Hold, free_port, torchrun
-from qipan.engines.queue import Job, View, share_of
-from qipan.errors import InvalidInput, QipanError
+from qipan.engines.launcher import Hold
+from qipan.engines.queue import Job, View, on_one_node, one_node_environment, options_of, share_of
+from qipan.errors import QipanError
 from qipan.hardware import BoardSpec, ChipClassId, Pool
 
 LIMIT_S = 20.0
 WATCH_S = 1
 MANAGER = "qipan"
-OPTIONS = (
-    "api",
-    "namespace",
-    "image",
-    "claim",
-    "queue",
-    "token_file",
-    "ca_file",
-    "share",
-    "python",
-    "interface",
-)
+OPTIONS = ("api", "namespace", "image", "claim", "queue", "token_file", "ca_file", "python", "interface")
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,19 +46,8 @@ class KubernetesOptions:
 
     @staticmethod
     def of(board: BoardSpec) -> "KubernetesOptions":
-        given = {key: value for key, value in board.engine_options.items() if key != "wait"}
-        unknown = sorted(set(given) - {*OPTIONS, "folder"})
-        if unknown:
-            raise InvalidInput(
-                f"board {board.board}: engine_options {unknown[0]!r} is not one of {', '.join(OPTIONS)}, folder, wait"
-            )
-        missing = [name for name in ("api", "image", "claim", "folder") if name not in given]
-        if missing:
-            raise InvalidInput(
-                f"board {board.board}: engine_options needs `{missing[0]}` for engine kubernetes"
-            )
-        given.pop("share", None)
-        return KubernetesOptions(share=share_of(board), **given)
+        given = options_of(board, OPTIONS, needed=("api", "image", "claim", "folder"))
+        return KubernetesOptions(folder=board.engine_options["folder"], share=share_of(board), **given)
 
 
 class Kubernetes:
@@ -171,17 +149,10 @@ class Kubernetes:
         return usable
 
     def command(self, hold: Hold, run: str, granted: Mapping[str, object]) -> list[str]:
-        if run:
-            return ["bash", "-c", run]
-        return torchrun(self._options.python, 1, hold.need.devices, f"127.0.0.1:{free_port()}", enter=False)
+        return on_one_node(self._options.python, hold, run)
 
     def environment(self, hold: Hold, granted: Mapping[str, object]) -> dict[str, str]:
-        return {
-            "QIPAN_NUM_NODES": "1",
-            "QIPAN_DEVICES": str(granted.get("devices", "")),
-            "MASTER_ADDR": "127.0.0.1",
-            "GLOO_SOCKET_IFNAME": "lo",
-        }
+        return one_node_environment(granted, "lo")
 
     def inside(self, pool: Pool, devices: int, command: list[str]) -> list[str]:
         raise QipanError(

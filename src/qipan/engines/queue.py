@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal, Protocol
 
-from qipan.engines.launcher import Hold, Holding, read_json, write_text
+from qipan.engines.launcher import Hold, Holding, free_port, read_json, torchrun, write_text
 from qipan.errors import InvalidInput, QipanError
 from qipan.hardware import BoardSpec, ChipClassId, Pool
 
@@ -73,6 +73,40 @@ def share_of(board: BoardSpec) -> float:
     return share
 
 
+def options_of(board: BoardSpec, known: Sequence[str], needed: Sequence[str] = ()) -> dict[str, str]:
+    """The board's `engine_options` without those that every queue has (`folder`, `wait`, `share`).  Raises InvalidInput."""
+    given = {
+        key: value for key, value in board.engine_options.items() if key not in ("folder", "wait", "share")
+    }
+    unknown = sorted(set(given) - set(known))
+    if unknown:
+        raise InvalidInput(
+            f"board {board.board}: engine_options {unknown[0]!r} is not one of {', '.join(known)}, folder, wait, share"
+        )
+    missing = [name for name in needed if name not in board.engine_options]
+    if missing:
+        raise InvalidInput(
+            f"board {board.board}: engine_options needs `{missing[0]}` for engine {board.engine}"
+        )
+    return given
+
+
+def on_one_node(python: str, hold: Hold, run: str) -> list[str]:
+    """What a supervisor starts whose devices lie on its own node."""
+    if run:
+        return ["bash", "-c", run]
+    return torchrun(python, 1, hold.need.devices, f"127.0.0.1:{free_port()}", enter=False)
+
+
+def one_node_environment(granted: Mapping[str, object], interface: str) -> dict[str, str]:
+    return {
+        "QIPAN_NUM_NODES": "1",
+        "QIPAN_DEVICES": str(granted.get("devices", "")),
+        "MASTER_ADDR": "127.0.0.1",
+        "GLOO_SOCKET_IFNAME": interface,
+    }
+
+
 def python_path() -> dict[str, str]:
     """Nodes that share our file system find our modules where we do."""
     return {"PYTHONPATH": os.environ["PYTHONPATH"]} if "PYTHONPATH" in os.environ else {}
@@ -90,7 +124,7 @@ class QueueLauncher:
         self._known: set[str] = set()
         self._refused: dict[str, str] = {}  # hold -> why it could not be asked for
         self._asked_s: dict[str, float] = {}
-        self._orders: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._orders: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._thread = threading.Thread(target=self._speak, daemon=True)
 
     # ---- what the leaf engine calls --------------------------------------------------------------------------------
@@ -168,8 +202,6 @@ class QueueLauncher:
             except queue.Empty:
                 self._look()
                 continue
-            if order is None:
-                return
             try:
                 order()
             except QipanError:

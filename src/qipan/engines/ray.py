@@ -15,9 +15,17 @@ from typing import Any
 
 import httpx
 
-from qipan.engines.launcher import Hold, free_port, torchrun
-from qipan.engines.queue import Job, View, python_path, share_of
-from qipan.errors import InvalidInput, QipanError
+from qipan.engines.launcher import Hold
+from qipan.engines.queue import (
+    Job,
+    View,
+    on_one_node,
+    one_node_environment,
+    options_of,
+    python_path,
+    share_of,
+)
+from qipan.errors import QipanError
 from qipan.hardware import BoardSpec, ChipClassId, Pool
 
 LIMIT_S = 20.0
@@ -29,7 +37,7 @@ STATES = {
     "SUCCEEDED": "ended",
     "FAILED": "lost",
 }
-OPTIONS = ("address", "share", "python", "interface")
+OPTIONS = ("address", "python", "interface")
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,16 +51,7 @@ class RayOptions:
 
     @staticmethod
     def of(board: BoardSpec) -> "RayOptions":
-        given = {key: value for key, value in board.engine_options.items() if key not in ("folder", "wait")}
-        unknown = sorted(set(given) - set(OPTIONS))
-        if unknown:
-            raise InvalidInput(
-                f"board {board.board}: engine_options {unknown[0]!r} is not one of {', '.join(OPTIONS)}, folder, wait"
-            )
-        if "address" not in given:
-            raise InvalidInput(
-                f"board {board.board}: engine_options needs `address`, such as http://ray-head:8265"
-            )
+        given = options_of(board, OPTIONS, needed=("address",))
         return RayOptions(
             given["address"].rstrip("/"),
             share_of(board),
@@ -132,18 +131,10 @@ class Ray:
         return usable
 
     def command(self, hold: Hold, run: str, granted: Mapping[str, object]) -> list[str]:
-        if run:
-            return ["bash", "-c", run]
-        return torchrun(self._options.python, 1, hold.need.devices, f"127.0.0.1:{free_port()}", enter=False)
+        return on_one_node(self._options.python, hold, run)
 
     def environment(self, hold: Hold, granted: Mapping[str, object]) -> dict[str, str]:
-        return {
-            **python_path(),
-            "QIPAN_NUM_NODES": "1",
-            "QIPAN_DEVICES": str(granted.get("devices", "")),
-            "MASTER_ADDR": "127.0.0.1",
-            "GLOO_SOCKET_IFNAME": self._options.interface,
-        }
+        return python_path() | one_node_environment(granted, self._options.interface)
 
     def inside(self, pool: Pool, devices: int, command: list[str]) -> list[str]:
         program = [

@@ -51,8 +51,7 @@ def main() -> None:
     until = Until(hold / "until")
     while not TOLD.is_set() and not (hold / "release").exists() and not until.over():
         if (hold / "go").exists():
-            kept = {key: value for key, value in os.environ.items() if key.startswith(FROM_QUEUE)}
-            supervise(Path((hold / "go").read_text()), {**os.environ, **kept}, granted_s)
+            supervise(Path((hold / "go").read_text()), dict(os.environ), granted_s)
             return
         TOLD.wait(POLL_S / 2)
 

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from qipan.curves import Need
 from qipan.engines.launcher import Hold, free_port, torchrun
-from qipan.engines.queue import Job, View, python_path, share_of
-from qipan.errors import InvalidInput, QipanError
+from qipan.engines.queue import Job, View, options_of, python_path, share_of
+from qipan.errors import QipanError
 from qipan.hardware import BoardSpec, ChipClassId, Pool
 from qipan.leases import TaskId
 
@@ -24,7 +24,7 @@ STATES = {
     "COMPLETING": "running", "STAGE_OUT": "running", "SIGNALING": "running", "STOPPED": "running",
     "NODE_FAIL": "lost", "BOOT_FAIL": "lost",
 }  # fmt: skip
-OPTIONS = ("partition", "account", "qos", "share", "conf", "python", "interface", "time", "memory_per_device")
+OPTIONS = ("partition", "account", "qos", "conf", "python", "interface", "time", "memory_per_device")
 FIELDS = ("Name:.120", "JobID:.20", "State:.20", "NumNodes:.12", "NumCPUs:.12", "tres-per-node:.80", "tres-per-job:.80", "Reason:.80")  # fmt: skip
 
 
@@ -45,14 +45,7 @@ class SlurmOptions:
 
     @staticmethod
     def of(board: BoardSpec) -> "SlurmOptions":
-        given = {key: value for key, value in board.engine_options.items() if key not in ("folder", "wait")}
-        unknown = sorted(set(given) - set(OPTIONS))
-        if unknown:
-            raise InvalidInput(
-                f"board {board.board}: engine_options {unknown[0]!r} is not one of {', '.join(OPTIONS)}, folder, wait"
-            )
-        given.pop("share", None)
-        return SlurmOptions(share=share_of(board), **given)
+        return SlurmOptions(share=share_of(board), **options_of(board, OPTIONS))
 
 
 class Slurm:
