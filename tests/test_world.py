@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from qipan.strategy import SiteStrategy, Stage, Strategy
 from qipan.trainer.world_board import WorldBoard, WorldOrder
 from qipan.workload import Model, Task, Work
 
-ROWS, SEQ, STEPS = 8, 32, 160
+ROWS, SEQ, STEPS = 8, 32, 600
 
 
 def strategy(rows: tuple[int, ...], *, tp: int = 1) -> Strategy:
@@ -68,9 +69,12 @@ def test_ranks_leave_and_join_while_the_others_train_on(tmp_path):
     until(lambda: events(tmp_path / "moved", "progress"), tmp_path / "moved")
     board.write(WorldOrder(1, strategy((8,)), (0,)))
     until(lambda: len(events(tmp_path / "moved", "reshaped")) == 1, tmp_path / "moved")
+    first.send_signal(signal.SIGSTOP)  # a fast machine must not finish while the newcomer does its imports
     assert second.wait(60) == 0, "whoever leaves, leaves well"
     board.write(WorldOrder(2, strategy((8,), tp=2), (0, 7)))
     third = start(tmp_path / "moved", two, port, QIPAN_WORKER="7")
+    until((tmp_path / "moved" / "worker-7.ready").exists, tmp_path / "moved")
+    first.send_signal(signal.SIGCONT)
     until(lambda: len(events(tmp_path / "moved", "reshaped")) == 2, tmp_path / "moved")
     board.write(WorldOrder(3, strategy((4, 3)), (0, 7)))  # rows that do not sum to the batch
     until(lambda: events(tmp_path / "moved", "refused"), tmp_path / "moved")
