@@ -55,18 +55,20 @@ def ask_what_if(folder: Path, policy: str) -> Any:
     from qipan.hardware import BoardSpec
     from qipan.scheduler import Settings
     from qipan.store import StoreFolder
+    from qipan.twin.fitted import fitted
     from qipan.twin.whatif import what_if
 
-    stores = StoreFolder(folder)
-    for board in stores.boards():
-        store = stores.open(board, writer=False)
-        try:
+    found = StoreFolder(folder)
+    stores = [found.open(board, writer=False) for board in found.boards()]
+    try:
+        for store in stores:
             site = store.get("site")
             if site is not None:  # the topmost board's store holds it
                 spec = msgspec.json.decode(site, type=BoardSpec)
                 told = msgspec.json.decode(store.get("settings") or "{}")
                 settings = msgspec.convert(told.get("settings", {}), type=Settings)
-                return msgspec.to_builtins(what_if(store, spec, settings, policy))
-        finally:
+                return msgspec.to_builtins(what_if(store, spec, settings, policy, fitted(stores)))
+    finally:
+        for store in stores:
             store.close()
     raise NotFound(f"{folder} holds no site yet; run `qipan up --store {folder}` once with this release")

@@ -37,8 +37,11 @@ from qipan.leases import EngineId, LeaseId, Offer, Order, TaskId, Usage
 @dataclass(frozen=True, slots=True)
 class Behaviour:
     """How simulated attempts differ from their plan.  `start_spread` and `speed_spread` are relative standard
-    deviations; `checkpoint_s` between checkpoints; `report_s` between progress reports (0: only at the end)."""
+    deviations; `start_share` and `stop_share`: of the planned seconds; `checkpoint_s` between checkpoints; `report_s` between progress
+    reports (0: only at the end)."""
 
+    start_share: float = 1.0
+    stop_share: float = 1.0
     start_spread: float = 0.1
     speed_spread: float = 0.03
     checkpoint_s: float = 60.0
@@ -296,7 +299,8 @@ class SimulatedEngine:
         self._attempts[held.order.task_id] = attempt
         held.needs = point.needs
         held.base_s = max(base_s, self._checkpoints.get(held.order.task_id, 0.0))
-        held.ready_s = now_s + point.start_s * max(0.2, self._rng.gauss(1.0, self._behaviour.start_spread))
+        start_s = point.start_s * self._behaviour.start_share
+        held.ready_s = now_s + start_s * max(0.2, self._rng.gauss(1.0, self._behaviour.start_spread))
         held.speed = point.rate * max(0.2, self._rng.gauss(1.0, self._behaviour.speed_spread))
         held.next_report_s = held.ready_s + self._behaviour.report_s
         task_id = held.order.task_id
@@ -316,7 +320,7 @@ class SimulatedEngine:
         assert held.point is not None
         held.stop_outcome = outcome
         if held.stopping_s is None:
-            held.stopping_s = self._clock.now_s() + held.point.stop_s
+            held.stopping_s = self._clock.now_s() + held.point.stop_s * self._behaviour.stop_share
 
     def _stopped(self, held: _Held) -> None:
         assert held.stopping_s is not None

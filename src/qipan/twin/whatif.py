@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from qipan.controller import fact_of
+from qipan.engines.simulated import Behaviour
 from qipan.errors import InvalidInput, NotFound
 from qipan.events import CancelRequested, TaskSubmitted
 from qipan.hardware import BoardSpec
@@ -62,8 +63,14 @@ class WhatIf:
     truncated: int = 0
 
 
-def what_if(store: Store, spec: BoardSpec, settings: Settings, policy: str) -> WhatIf:
-    """`store` is the topmost board's.  Raises InvalidInput on an unknown policy, NotFound when nothing was submitted."""
+def what_if(
+    store: Store,
+    spec: BoardSpec,
+    settings: Settings,
+    policy: str,
+    behaviour: Behaviour = Behaviour(),  # noqa: B008  (frozen)
+) -> WhatIf:
+    """`store` is the topmost board's; `behaviour`: as fitted from the boards' stores.  Raises InvalidInput on an unknown policy, NotFound when nothing was submitted."""
     if policy not in POLICIES:
         raise InvalidInput(f"no policy {policy[:40]!r} to try; there are: {', '.join(POLICIES)}")
     causes = causes_of(store)
@@ -71,8 +78,8 @@ def what_if(store: Store, spec: BoardSpec, settings: Settings, policy: str) -> W
     causes = causes[truncated:]
     if not causes:
         raise NotFound("nothing was submitted to this store yet; there is nothing to try again")
-    before, before_s = _run(causes, spec, settings, AS_IT_WAS)
-    other, other_s = _run(causes, spec, replace(settings, **POLICIES[policy]), policy)
+    before, before_s = _run(causes, spec, settings, AS_IT_WAS, behaviour)
+    other, other_s = _run(causes, spec, replace(settings, **POLICIES[policy]), policy, behaviour)
     tasks = tuple(
         TaskOutcome(task_id, before_s.get(task_id), other_s.get(task_id))
         for task_id in dict.fromkeys(_task_of(fact) for _, fact in causes)
@@ -99,10 +106,14 @@ def _task_of(fact: Cause) -> TaskId:
 
 
 def _run(
-    causes: Sequence[tuple[float, Cause]], spec: BoardSpec, settings: Settings, policy: str
+    causes: Sequence[tuple[float, Cause]],
+    spec: BoardSpec,
+    settings: Settings,
+    policy: str,
+    behaviour: Behaviour,
 ) -> tuple[Outcome, dict[TaskId, float]]:
     first_s, last_s = causes[0][0], causes[-1][0]
-    world = build_world(spec, seed=0, settings=settings, start_s=first_s)
+    world = build_world(spec, seed=0, settings=settings, behaviour=behaviour, start_s=first_s)
     world.happenings = [
         Happening(at_s, f"{number:08}", lambda world, fact=fact: world.tree.root.accept(fact))  # type: ignore[misc]
         for number, (at_s, fact) in enumerate(causes)
