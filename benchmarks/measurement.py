@@ -22,7 +22,7 @@ import numpy as np
 from benchmarks.form import Figure, arguments, write
 from qipan.engines import devices as chips
 from qipan.measure import Claim, judge
-from qipan.measure.session import Device, LocalDevice, ask
+from qipan.measure.session import Device, LocalDevice, ask, examine
 
 FAST, SLOW = 0.3, 0.15  # of a core
 SIZE, GO_S = 160, 0.1
@@ -89,12 +89,12 @@ def trials(
 ) -> list[dict[str, Any]]:
     rows = []
     for seed in range(count):
-        asked = ask(nodes, SIZE, steps, rounds=rounds, chance=np.random.default_rng([seed, len(kind)]))
-        verdict = judge(claim, asked.alone, asked.together, asked.wrong)
+        chance = np.random.default_rng([seed, len(kind)])
+        verdict, asked = examine(nodes, claim, SIZE, steps, rounds, chance=chance)
         unclaimed = judge(replace(claim, flops_per_s=0.0), asked.alone, asked.together, asked.wrong)
         rows.append({
             "kind": kind, "seed": seed, "holds": verdict.holds, "holds_without_a_rate": unclaimed.holds, "declared": claim.flops_per_s, "measured": verdict.flops_per_s,
-            "real_devices": verdict.real_devices, "reasons": list(verdict.reasons),
+            "real_devices": verdict.real_devices, "rounds": len(asked.together[0]), "reasons": list(verdict.reasons),
         })  # fmt: skip
     return rows
 

@@ -1,5 +1,6 @@
 """Measuring: challenges, verdicts, records, and what the planner makes of them."""
 
+import base64
 import json
 from dataclasses import replace
 
@@ -14,6 +15,7 @@ from qipan.hardware import ChipClassId
 from qipan.measure import Challenge, Claim, Measurement, check, judge, read_record, write_record
 from qipan.measure.challenge import rows_of, weights
 from qipan.measure.record import own_key, public_hex
+from qipan.measure.session import examine
 
 BASE = Measurement(
     "newco/x1", "cpu", 2, "node1", 1000.0, 1000.0 + 86400, {"fp32": {512: 1e9, 1024: 2e9}, "bf16": {1024: 8e12}}, 5e9, 2**20
@@ -63,6 +65,39 @@ def test_verdicts():
     assert any("slow: device 1" in reason for reason in one.reasons)
     assert not judge(Claim(2, 0.0), [], [[1.0]]).holds
     assert not judge(Claim(1), [1.0], [[1.0]], ["device 0: products are off"]).holds
+
+
+class Paced:
+    """A device whose rounds take as many seconds as `pace` says of their number, by a clock of its own."""
+
+    def __init__(self, pace):
+        self.pace, self.now_s, self.rounds = pace, 0.0, 0
+
+    def send(self, verb, **given):
+        self.answer = {}
+        if verb == "prepare":
+            self.prepared = Challenge(given["size"], given["steps"], given["precision"], given["weights"], 0)
+        else:
+            challenge = replace(self.prepared, start=given["start_seed"])
+            prints = answer(challenge, weights(challenge)).astype("<f4").tobytes()
+            self.answer = {"prints": base64.b64encode(prints).decode()}
+            self.now_s += self.pace(self.rounds)
+            self.rounds += 1
+
+    def receive(self):
+        return self.answer
+
+    def examined(self):
+        claim = Claim(1, Challenge(16, 1, "fp32", 0, 0).flops / 1.0)
+        verdict, asked = examine([self], claim, 16, 1, rounds=3, most=12, clock=lambda: self.now_s)
+        return verdict.holds, len(asked.together[0])
+
+
+def test_a_node_near_the_border_is_asked_again_and_a_clear_one_is_not():
+    assert Paced(lambda _: 1.0).examined() == (True, 3)
+    assert Paced(lambda _: 2.0).examined() == (False, 3)
+    assert Paced(lambda _: 1.3).examined() == (True, 12)
+    assert Paced(lambda number: 1.3 if number < 4 else 3.0).examined() == (False, 6)  # its luck does not last
 
 
 def test_a_record_that_was_changed_has_expired_or_is_foreign_is_refused(tmp_path):

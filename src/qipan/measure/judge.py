@@ -5,11 +5,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 #: a device at half the declared rate, or two on one, lie at 0.5; an honest one at 1: the border lies between, in logarithms,
-#: nearer the honest side since what is refused is asked again
+#: nearer the honest side since what lies near it is asked again
 LEAST = 0.75
 #: what devices of one node may cost each other when all work at once.  Two on one take 1.5 times as long on the mean if served in
 #: turn, twice as long if at the same time: the border lies between 1 and 1 / 1.5, in logarithms
 TOGETHER_LEAST = 0.8
+#: a ratio within this factor of its border says little: few rounds of a noisy node scatter as far
+NEAR = 1.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,13 +25,15 @@ class Claim:
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """`holds` is False with reasons.  `flops_per_s`: of one device while all work; `spread`: relative standard deviation over
-    the rounds; `real_devices`: how many devices of its best solo rate the node is worth."""
+    the rounds; `real_devices`: how many devices of its best solo rate the node is worth; `near`: either ratio lies so near its
+    border that more rounds should be asked for before anybody acts on this."""
 
     holds: bool
     reasons: tuple[str, ...]
     flops_per_s: float
     spread: float
     real_devices: float
+    near: bool = False
 
 
 def judge(
@@ -59,7 +63,11 @@ def judge(
         )
     spreads = [_spread(rates) for rates in together if len(rates) > 1]
     spread = sum(spreads) / len(spreads) if spreads else 0.0
-    return Verdict(not reasons, tuple(reasons), rate, spread, claim.devices * rate / solo)
+    ratios = [(rate / solo, TOGETHER_LEAST)] if alone else []
+    if claim.flops_per_s:
+        ratios += [(mean / claim.flops_per_s, LEAST) for mean in means]
+    near = not wrong and any(border / NEAR < ratio < border * NEAR for ratio, border in ratios)
+    return Verdict(not reasons, tuple(reasons), rate, spread, claim.devices * rate / solo, near)
 
 
 def _mean_by_time(rates: Sequence[float]) -> float:

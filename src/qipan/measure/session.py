@@ -140,6 +140,22 @@ def ask(
     return Asked(tuple(alone), together, tuple(dict.fromkeys(wrong)))
 
 
+def examine(
+    devices: Sequence[Device], claim: Claim, size: int, steps: int, rounds: int = 8, most: int = 32,
+    chance: np.random.Generator | None = None, clock: Callable[[], float] = time.perf_counter,
+) -> tuple[Verdict, Asked]:  # fmt: skip
+    """Ask, judge, and ask as much again while the verdict is near a border, up to `most` rounds in all; every round counts,
+    those of the first time too, so that asking again favours neither side."""
+    asked = ask(devices, size, steps, rounds=rounds, chance=chance, clock=clock)
+    verdict = judge(claim, asked.alone, asked.together, asked.wrong)
+    while verdict.near and len(asked.together[0]) + rounds <= most:
+        more = ask(devices, size, steps, rounds=rounds, chance=chance, clock=clock)
+        together = tuple(a + b for a, b in zip(asked.together, more.together, strict=True))
+        asked = Asked(asked.alone + more.alone, together, asked.wrong + more.wrong)
+        verdict = judge(claim, asked.alone, asked.together, asked.wrong)
+    return verdict, asked
+
+
 def measure(
     chip_class: str, torch_device: str, count: int, *, claim_flops_per_s: float = 0.0, storage: Path | None = None,
     quick: bool = False, fill_bytes: int = 2**28, now_s: float, say: Callable[[str], None] = lambda _: None,
@@ -234,5 +250,4 @@ def _challenge(
         if took_s >= wanted_s or steps >= 4096:
             break
         steps = min(4096, max(steps * 2, int(steps * wanted_s / took_s * 1.2)))
-    asked = ask(devices, size, steps, rounds=4 if quick else 8)
-    return judge(claim, asked.alone, asked.together, asked.wrong)
+    return examine(devices, claim, size, steps, rounds=4 if quick else 8)[0]
