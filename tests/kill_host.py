@@ -28,7 +28,7 @@ def deadly(self, stored, tick, reports, reasons, transfers=()):
 
 
 PROBE = Probe(
-    3e10, 4.0, 1e9, 1e-3, 0.05, 0.0, 0.2, 0.01
+    3e10, 4.0, 1e9, 1e-3, 0.05, 0.0, 0.2, 0.001
 )  # so that trainer tasks can be planned without measuring
 
 

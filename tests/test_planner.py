@@ -12,7 +12,7 @@ from qipan.workload.cards import CARDS
 from qipan.workload.model import hardware_flops_per_token, met_weights, parameter_count, train_flops_per_token
 from qipan.workload.parse import load_task, parse_task
 
-PROBE = Probe(1e10, 10.0, 1e9, 1e-3, 0.02, 0.0, 0.2, 0.01)
+PROBE = Probe(1e10, 10.0, 1e9, 1e-3, 0.02, 0.0, 0.2, 0.001)
 
 
 def tree(**changes: object) -> BoardSpec:

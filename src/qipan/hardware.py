@@ -55,7 +55,8 @@ class Probe:
     """What was measured on a pool: the permit's content, and the input of the planner's measured overlay.
     `train_flops_per_s` is the rate one device reached on the reference decoder step (model FLOP, fp32 on CPU);
     `start_s` is from launch to the first step of a one-device task; `collective_bytes_per_s` and
-    `collective_latency_s` are of an all-reduce among the pool's devices."""
+    `collective_latency_s` are of an all-reduce among the pool's devices.  The rest are the constants of
+    `qipan.planner.steps`, as calibration steps gave them (0: not measured, the rate above holds for the whole step)."""
 
     train_flops_per_s: float
     start_s: float
@@ -64,7 +65,14 @@ class Probe:
     spread: float  # relative standard deviation of repeated measurements
     measured_at_s: float
     save_s: float = 1.0  # writing a small checkpoint
-    step_overhead_s: float = 0.0  # per step, whatever the model's size
+    launch_s: float = 0.0  # to launch the passes of one layer, whatever its size
+    product_flops_per_s: float = 0.0  # of matrix products alone
+    pass_bytes_per_s: float = 0.0  # of elementwise work
+    weight_s: float = 0.0  # of one weight: its gradient's norm, the optimiser
+    dispatch_s: float = 0.0  # to launch the passes of one layer whose weights lie in shards
+    bubble_share: float = (
+        1.0  # of a pipeline's bubble (cores that share units run faster while a neighbour waits)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,6 +36,8 @@ from qipan.leases import Order, Receipt, TaskId, Usage
 from qipan.ledger import Books, Tariff, check_balances, make_receipt
 from qipan.ledger.transfer import move
 from qipan.planner import Option, Plan, plan_task, rank
+from qipan.planner.experience import Place, beliefs, seen_in
+from qipan.planner.learn import Belief, Seen
 from qipan.planner.sites import plan_sites
 from qipan.quantities import format_money
 from qipan.quota import QuotaRule
@@ -53,6 +55,8 @@ from qipan.workload.task import Part
 
 LOOP_S = 0.05
 FORGET_EVERY_S = 3600.0
+#: so many of the newest ends of tasks correct the planner, looked for among so many facts
+LESSONS, LESSON_FACTS = 200, 200_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +131,9 @@ class Host:
             self._rounds()
         self._take_up()
         self.keep_s, self._forgot_s = keep_s, float("-inf")
+        self._lessons: dict[str, list[tuple[Place, Seen]]] = {}  # of each task that ended
+        self._beliefs: dict[Place, Belief] = {}
+        self._learned_to = 0
 
     def set_rules(self, rules: tuple[QuotaRule, ...]) -> None:
         """Every board keeps its own of these quota rules, in place of those before."""
@@ -252,7 +259,25 @@ class Host:
     # ---- what people ask -------------------------------------------------------------------------------------------
 
     def plan(self, task: Task) -> Plan:
-        return plan_on(self.site, task)
+        return plan_on(self.site, task, self.learned())
+
+    def learned(self) -> dict[Place, Belief]:
+        """What tasks that ended taught, by site and chip class; the newest LESSONS of them."""
+        with self.lock:
+            newest = self.store.fact_count()
+            after = max(self._learned_to, newest - LESSON_FACTS)
+            ended = self.store.newest_of_kind("task_exited", after, LESSONS) if newest > after else []
+            self._learned_to = newest
+            for _, task_id in reversed(ended):
+                if self.store.submission(task_id) is not None:
+                    facts = [fact for _, fact in Host.progress(self, task_id)]
+                    self._lessons.pop(task_id, None)
+                    self._lessons[task_id] = seen_in(self.submitted_plan(task_id), facts)
+            for task_id in list(self._lessons)[:-LESSONS]:
+                del self._lessons[task_id]
+            if ended:
+                self._beliefs = beliefs(one for lessons in self._lessons.values() for one in lessons)
+            return self._beliefs
 
     def submit(self, task: Task, key: str | None = None) -> tuple[str, Plan]:
         """Plan, hold the money, hand the task to the top board.  Durable when it returns.  The same key submits
@@ -590,11 +615,13 @@ def plan_parts(
     return parts, replace(first, task=task.name, options=options, refused=(), curve=None)
 
 
-def plan_on(site: Site, task: Task) -> Plan:
+def plan_on(site: Site, task: Task, learned: Mapping[Place, Belief] | None = None) -> Plan:
     """The plan of a task on a site, ranked as its scheduler will choose.  Needs no server."""
     if task.sites is not None:
         return plan_parts(site, task, task.name, "")[1]
-    plan = plan_task(task, site.root, site.links, vocab=vocabulary(task), chips=site_catalogue().chips)
+    plan = plan_task(
+        task, site.root, site.links, vocab=vocabulary(task), chips=site_catalogue().chips, learned=learned
+    )
     if plan.curve is None:
         return plan
     curve = plan.curve

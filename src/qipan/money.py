@@ -90,8 +90,9 @@ def explained(host: Host, task_id: str) -> Explained:
     plan = host.submitted_plan(task_id)
     option = next((option for option in plan.options if option.option_id == plan.chosen), plan.options[0])
     prices = host.tariff.micro_cny_per_device_hour
+    beside = option.storage_micro_cny + option.egress_micro_cny  # a bill is of devices
     planned = Planned(
-        option.place, option.chip_class, option.devices, option.cost_p50_micro_cny, option.cost_p90_micro_cny,
+        option.place, option.chip_class, option.devices, option.cost_p50_micro_cny - beside, option.cost_p90_micro_cny - beside,
         prices.get(f"{option.place}|{option.chip_class}", 0),
     )  # fmt: skip
     points: dict[str, Point] = {point.point_id: point for point in plan.curve.points} if plan.curve else {}

@@ -97,8 +97,13 @@ def print_option(option: Option) -> None:
     finish = (option.finish_p10_s, option.finish_p50_s, option.finish_p90_s)
     print(f"  finish {'..'.join(format_duration(seconds) for seconds in finish)} (p10..p50..p90)")
     print(
-        f"  cost {format_money(option.cost_p50_micro_cny)} (p50), {format_money(option.cost_p90_micro_cny)} (p90)"
+        f"  cost {format_money(option.cost_p50_micro_cny)} (p50), {format_money(option.cost_p90_micro_cny)} (p90); of it storage"
+        f" {format_money(option.storage_micro_cny)}, moving data {format_money(option.egress_micro_cny)}"
     )
+    if option.save_s:
+        print(
+            f"  a checkpoint stalls it for {format_duration(option.save_s)} every {format_duration(option.checkpoint_every_s)}"
+        )
 
 
 def print_directives(directives: Sequence[Directive]) -> None:

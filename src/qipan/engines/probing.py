@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
+import msgspec
+
 from qipan.engines import devices as chips
 from qipan.engines.make import inside
 from qipan.errors import QipanError
@@ -38,13 +40,13 @@ def probe_tree(root: BoardSpec, cache: Path, now_s: float, say: Callable[[str], 
 
 
 def _key(pool: Pool) -> str:
-    return f"{pool.pool_id} x{pool.devices} share {pool.cpu_share} on {os.cpu_count()} cores"
+    return f"{pool.pool_id} x{pool.devices} share {pool.cpu_share} on {os.cpu_count()} cores, calibrated"
 
 
 def _read(cache: Path, now_s: float) -> dict[str, Probe]:
     if not cache.exists():
         return {}
-    found = {key: Probe(**value) for key, value in json.loads(cache.read_text()).items()}
+    found = {key: msgspec.convert(value, Probe) for key, value in json.loads(cache.read_text()).items()}
     return {key: probe for key, probe in found.items() if probe.measured_at_s + VALID_S > now_s}
 
 

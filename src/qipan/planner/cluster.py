@@ -50,6 +50,7 @@ class Best:
     strategy: Strategy
     memory_parts: dict[str, float] = field(default_factory=dict)
     memory_odds: float = 1.0
+    before_s: dict[str, float] = field(default_factory=dict)  # `parts_s` before they were corrected
 
     @property
     def limit(self) -> str:

@@ -1,101 +1,110 @@
-"""What a task's own progress teaches of three constants: how far compute, transfers and fixed costs are from the plan.
+"""What measured steps teach of the planner's constants: how far each kind of seconds of a step is from what was planned.
 
-Each constant is a factor on one kind of seconds of a step, its logarithm normal.  The prior has the planner's band; each
-observed step time is one update of an extended Kalman filter (Särkkä 2013, algorithm 5.4) on log t = log sum(parts * factor).
-A factor that a layout hardly uses is hardly moved; what compute taught at one layout holds for all."""
+Each constant is a factor on one kind of seconds, its logarithm normal.  The prior has the planner's band; measured steps give
+the likeliest factors and their covariance (Gauss-Newton on log t = log sum(parts * factor), Laplace's approximation:
+the iterated form of Särkkä 2013, algorithm 5.4).  A factor that a layout hardly uses is hardly moved; what compute
+taught at one layout holds for all."""
 
 import math
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-from qipan.curves import Curve, Point
-
 TENTH = 1.2816
-KINDS = ("compute", "transfer", "fixed")
-#: which kind the planner's parts of a step belong to
+#: which kind the planner's parts of a step belong to, where a belief does not name the part itself
 PARTS = {
     "compute": "compute", "pipeline bubble": "compute", "links inside a node": "transfer",
-    "network between nodes": "transfer", "memory bandwidth": "fixed", "stragglers": "fixed",
+    "network between nodes": "transfer", "collective calls": "transfer", "memory bandwidth": "fixed",
+    "stragglers": "fixed", "launches": "fixed", "sharded launches": "fixed", "optimiser": "fixed",
 }  # fmt: skip
 #: relative spread of one report of progress (steps of a quiet task scatter by a few per cent)
 REPORT_SPREAD = 0.03
 #: of what no factor explains: a layout's own deviation, which stays when another layout is predicted
 OWN_SPREAD = 0.05
+ROUNDS = 20
 
 
 @dataclass(frozen=True, slots=True)
 class Belief:
-    """Mean and covariance of the logarithms of the three factors, KINDS in order."""
+    """Mean and covariance of the logarithms of the factors, one for each of `kinds`."""
 
-    mean: tuple[float, float, float]
-    covariance: tuple[tuple[float, float, float], ...]
+    kinds: tuple[str, ...]
+    mean: tuple[float, ...]
+    covariance: tuple[tuple[float, ...], ...]
 
 
-def prior(faster: float, slower: float) -> Belief:
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """`reports` reports of mean `measured_s` at a layout whose step has these parts."""
+
+    parts_s: Mapping[str, float]
+    measured_s: float
+    reports: int = 1
+
+
+def prior(within: Mapping[str, float]) -> Belief:
+    """`within`: kind -> the factor up and down that holds its 10 and 90 % points."""
+    spreads = [math.log(factor) / TENTH for factor in within.values()]
+    rows = tuple(tuple(a * a if i == j else 0.0 for j in range(len(spreads))) for i, a in enumerate(spreads))
+    return Belief(tuple(within), (0.0,) * len(spreads), rows)
+
+
+def planned(faster: float, slower: float) -> Belief:
     """From the 10 and 90 % factors of a chip's band; transfers and fixed costs are told apart less well."""
-    one = math.log(slower / faster) / (2 * TENTH)
-    spread = (one, 1.5 * one, 1.5 * one)
-    rows = [tuple(value**2 if i == j else 0.0 for j in range(3)) for i, value in enumerate(spread)]
-    return Belief((0.0, 0.0, 0.0), (rows[0], rows[1], rows[2]))  # type: ignore[arg-type]
+    one = math.sqrt(slower / faster)
+    return prior({"compute": one, "transfer": one**1.5, "fixed": one**1.5})
 
 
-def observe(belief: Belief, parts_s: dict[str, float], measured_s: float, reports: int = 1) -> Belief:
-    """After `reports` reports of mean `measured_s` at a layout with these parts."""
-    seconds = _by_kind(parts_s)
-    mean, covariance = np.array(belief.mean), np.array(belief.covariance)
-    shares, expected_s = _shares(seconds, mean)
-    noise = REPORT_SPREAD**2 / max(1, reports) + OWN_SPREAD**2
-    gain = covariance @ shares / (shares @ covariance @ shares + noise)
-    mean = mean + gain * math.log(measured_s / expected_s)
-    covariance = covariance - np.outer(gain, shares @ covariance)
-    covariance = (covariance + covariance.T) / 2
-    rows = [tuple(float(value) for value in row) for row in covariance]
-    return Belief(
-        (float(mean[0]), float(mean[1]), float(mean[2])), (rows[0], rows[1], rows[2])  # type: ignore[arg-type]
-    )  # fmt: skip
+def observe(belief: Belief, seen: Sequence[Seen]) -> Belief:
+    """The belief after all of these."""
+    start = np.array(belief.mean)
+    before = np.linalg.inv(np.array(belief.covariance))
+    parts = np.array([_by_kind(belief, one.parts_s) for one in seen])
+    measured = np.log([one.measured_s for one in seen])
+    weight = 1 / (REPORT_SPREAD**2 / np.array([max(1, one.reports) for one in seen]) + OWN_SPREAD**2)
+    mean = start
+    for _ in range(ROUNDS):
+        each = parts * np.exp(mean)
+        total = each.sum(axis=1)
+        shares = each / total[:, None]
+        precision = before + shares.T @ (weight[:, None] * shares)
+        pull = shares.T @ (weight * (measured - np.log(total))) - before @ (mean - start)
+        change = np.linalg.solve(precision, pull)
+        mean = mean + change * min(1.0, 1.0 / float(np.max(np.abs(change)) + 1e-12))
+    spread = np.linalg.inv(precision)
+    rows = tuple(tuple(float(value) for value in row) for row in (spread + spread.T) / 2)
+    return Belief(belief.kinds, tuple(float(value) for value in mean), rows)
 
 
-def corrected_s(belief: Belief, parts_s: dict[str, float]) -> tuple[float, float, float]:
+def factors(belief: Belief) -> dict[str, float]:
+    """The median of each."""
+    return {kind: math.exp(mean) for kind, mean in zip(belief.kinds, belief.mean, strict=True)}
+
+
+def corrected_s(belief: Belief, parts_s: Mapping[str, float]) -> tuple[float, float, float]:
     """10, 50 and 90 % points of a step's seconds."""
-    shares, expected_s = _shares(_by_kind(parts_s), np.array(belief.mean))
+    shares, expected_s = _shares(_by_kind(belief, parts_s), np.array(belief.mean))
     spread = math.sqrt(float(shares @ np.array(belief.covariance) @ shares) + OWN_SPREAD**2) * TENTH
     return expected_s * math.exp(-spread), expected_s, expected_s * math.exp(spread)
 
 
-def corrected(curve: Curve, belief: Belief, parts_s: dict[str, dict[str, float]]) -> Curve:
-    """The curve with the rates that the belief gives to the points whose parts are known (`parts_s` by point id); rates stay
-    relative to the best point, whose own change goes into `work_s`."""
-    rates: dict[str, tuple[float, float, float]] = {}
-    for point in curve.points:
-        if point.point_id in parts_s:
-            planned_s = sum(parts_s[point.point_id].values())
-            low_s, middle_s, high_s = corrected_s(belief, parts_s[point.point_id])
-            rates[point.point_id] = (
-                point.rate * planned_s / middle_s, point.rate * planned_s / high_s, point.rate * planned_s / low_s,
-            )  # fmt: skip
-        else:
-            rates[point.point_id] = (point.rate, point.rate_p10, point.rate_p90)
-    best = max(rate for rate, _, _ in rates.values())
-
-    def moved(point: Point) -> Point:
-        rate, low, high = (value / best for value in rates[point.point_id])
-        return replace(point, rate=rate, rate_p10=low, rate_p90=high)
-
-    return replace(
-        curve,
-        points=tuple(moved(point) for point in curve.points),
-        work_s=curve.work_s / best,
-        source="progress",
-    )
+def scaled_parts(belief: Belief, parts_s: Mapping[str, float]) -> dict[str, float]:
+    """Each part with the factor of its kind."""
+    found = factors(belief)
+    return {part: value * found[_kind(belief, part)] for part, value in parts_s.items()}
 
 
-def _by_kind(parts_s: dict[str, float]) -> NDArray[np.float64]:
-    seconds = dict.fromkeys(KINDS, 0.0)
+def _kind(belief: Belief, part: str) -> str:
+    return part if part in belief.kinds else PARTS.get(part, "fixed")
+
+
+def _by_kind(belief: Belief, parts_s: Mapping[str, float]) -> NDArray[np.float64]:
+    seconds = dict.fromkeys(belief.kinds, 0.0)
     for part, value in parts_s.items():
-        seconds[PARTS.get(part, "fixed")] += value
-    return np.array([seconds[kind] for kind in KINDS])
+        seconds[_kind(belief, part)] += value
+    return np.array(list(seconds.values()))
 
 
 def _shares(seconds: NDArray[np.float64], mean: NDArray[np.float64]) -> tuple[NDArray[np.float64], float]:

@@ -7,13 +7,16 @@ from fnmatch import fnmatchcase
 from itertools import combinations
 
 from qipan.curves import Curve, Need, Point
-from qipan.hardware import BoardId, BoardSpec, ChipClass, ChipClassId, Pool
-from qipan.network import Link, transfer_s
+from qipan.hardware import BoardId, BoardSpec, ChipClass, ChipClassId, Pool, Storage
+from qipan.network import Link
+from qipan.planner.charges import kept_micro_cny, lies_at, move, saving, storage_at, stored_bytes
 from qipan.planner.cluster import SAVE_S, START_S, Best, band, best_layouts, failures_per_s, known, why_none
 from qipan.planner.evidence import nearest
+from qipan.planner.learn import Belief, corrected_s, scaled_parts
+from qipan.planner.machine import BYTES_PER_TOKEN, modality
 from qipan.planner.mixed import Mixed, Side, best_mixed
 from qipan.planner.risk import finish
-from qipan.planner.steps import best_layout, memory_bytes, strategy_of
+from qipan.planner.steps import Layout, best_layout, memory_bytes, parts_s, strategy_of
 from qipan.planner.useful import checkpoint_every_s as young_s
 from qipan.planner.useful import useful_share
 from qipan.quantities import format_duration, format_money
@@ -29,7 +32,8 @@ BAND_START = 0.35
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """Seconds count from the start of the task's first attempt; money in micro-CNY.  `why_not` is empty for the
+    """Seconds count from the start of the task's first attempt; money in micro-CNY: of devices, and within it what lies in storage
+    and what leaves a site.  `before_s`: `parts_s` as they were before tasks that ended here corrected them.  `why_not` is empty for the
     chosen option.  `on_front`: no other option is both cheaper and earlier.  `deadline_odds`: the chance to end within `limits.deadline`, None without one.  `limit`: which
     part of the machine costs most beside arithmetic; `parts_s`: where each second of a step goes (catalogue chips); `memory_parts`: where
     each byte of the fullest device, `memory_odds`: the chance that it fits; `evidence`: the nearest measured run."""
@@ -62,6 +66,11 @@ class Option:
     memory_parts: dict[str, float] = field(default_factory=dict)
     memory_odds: float = 1.0
     evidence: str = ""
+    storage_micro_cny: int = 0
+    egress_micro_cny: int = 0
+    save_s: float = 0.0
+    checkpoint_every_s: float = 0.0
+    before_s: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,6 +97,27 @@ class Plan:
     mixed: tuple[Option, ...] = ()
 
 
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """What a task is planned in.  `learned`: (site, chip class) -> what tasks that ended there taught of the planner's constants."""
+
+    task: Task
+    model: Model | None
+    root: BoardSpec
+    regions: Mapping[BoardId, str]
+    chips: Mapping[ChipClassId, ChipClass]
+    links: Sequence[Link]
+    data_bytes: int
+    data_at: str
+    learned: Mapping[tuple[str, str], Belief]
+
+    def store(self, site: str) -> Storage | None:
+        return storage_at(self.root, site)
+
+    def belief(self, pool: Pool) -> Belief | None:
+        return self.learned.get((pool.site, pool.chip_class))
+
+
 def plan_task(
     task: Task,
     root: BoardSpec,
@@ -97,24 +127,28 @@ def plan_task(
     data_bytes: int = 0,
     data_at: str = "",
     chips: Mapping[ChipClassId, ChipClass] | None = None,
+    learned: Mapping[tuple[str, str], Belief] | None = None,
 ) -> Plan:
-    """Plan a task on a tree of boards.  `chips`: catalogue facts, for pools that were never probed.  `vocab` is used when the model takes it from its data; `data_bytes` lie at the
-    site `data_at` ("": wherever the task runs)."""
+    """Plan a task on a tree of boards.  `chips`: catalogue facts, for pools that were never probed.  `vocab` is used when the model takes it from its data; `data_bytes` (0: as its
+    tokens usually take) lie at the site `data_at` ("": the one whose storage an address names, else wherever the task runs)."""
     if task.kind not in ("train", "finetune") or task.stages:
         why = f"kind {task.kind}{' with stages' if task.stages else ''} is not yet runnable"
         return Plan(task.name, (), (Refused("everywhere", "any", task.name, why),), "", None)
     regions = {board.board: board.region for board in root.walk()}
     model = replace(task.model, vocab=task.model.vocab or vocab) if task.model is not None else None
+    size = data_bytes or round(task.work.tokens * BYTES_PER_TOKEN[modality(task.data)])
+    at = data_at or lies_at(task.data, root)
+    scene = Scene(task, model, root, regions, chips or {}, links, size, at, learned or {})
     refused: list[Refused] = []
     raw: list[Raw] = []
     for pool in sorted(
         (pool for board in root.walk() for pool in board.pools), key=lambda pool: pool.pool_id
     ):
-        why = _not_allowed(task, pool, regions[pool.site], (chips or {}).get(pool.chip_class))
+        why = _not_allowed(task, pool, regions[pool.site], scene.chips.get(pool.chip_class))
         if why:
             refused.append(Refused(pool.site, pool.chip_class, f"{pool.devices} devices", why))
             continue
-        found, no = _points(task, model, pool, (chips or {}).get(pool.chip_class))
+        found, no = _points(scene, pool)
         raw += found
         refused += no
     if not raw:
@@ -125,9 +159,7 @@ def plan_task(
     curve = _curve(task, raw, best)
     every_s = _checkpoint_every_s(task, raw)
     options = [
-        _option(
-            task, pool, regions[pool.site], label, point, step, layout, every_s, links, data_bytes, data_at
-        )
+        _option(scene, pool, label, point, step, layout, every_s)
         for pool, _, label, point, step, layout in raw
     ]
     kept = [option for option in options if not _over_limits(task, option)]
@@ -138,15 +170,14 @@ def plan_task(
     curve = replace(curve, points=tuple(point for point in curve.points if point.point_id in used))
     ranked = _choose(task, kept)
     assumed = vocab if task.model is not None and not task.model.vocab else 0
-    mixed = _mixed(task, model, root, regions, chips or {}, every_s, ranked)
+    every_s = ranked[0].checkpoint_every_s
+    mixed = _mixed(scene, ranked)
     return Plan(task.name, ranked, tuple(refused), ranked[0].option_id, curve, assumed, every_s, mixed)
 
 
-def _mixed(
-    task: Task, model: Model | None, root: BoardSpec, regions: Mapping[BoardId, str],
-    chips: Mapping[ChipClassId, ChipClass], every_s: float, options: Sequence[Option],
-) -> tuple[Option, ...]:  # fmt: skip
+def _mixed(scene: Scene, options: Sequence[Option]) -> tuple[Option, ...]:
     """An option for each pair of unlike pools at one site that ends within the limits."""
+    task, model, chips, regions = scene.task, scene.model, scene.chips, scene.regions
     if model is None or not task.work.tokens or task.devices.max:
         return ()
     rows, steps = (
@@ -154,7 +185,7 @@ def _mixed(
         task.work.tokens // task.work.global_batch_tokens,
     )
     found = []
-    for board in root.walk():
+    for board in scene.root.walk():
         sides = [
             Side(pool, chips[pool.chip_class])
             for pool in board.pools
@@ -166,7 +197,7 @@ def _mixed(
                 continue
             mixed = best_mixed(model, one, other, rows, task.work.seq, task.work.seed)
             if mixed is not None:
-                option = _mixed_option(task, model, mixed, regions[board.board], max(1, steps), every_s)
+                option = _mixed_option(scene, model, mixed, regions[board.board], max(1, steps))
                 if not _over_limits(task, option):
                     front = not any(
                         kept.cost_p50_micro_cny <= option.cost_p50_micro_cny
@@ -177,21 +208,25 @@ def _mixed(
     return tuple(sorted(found, key=lambda option: (option.finish_p50_s, option.option_id)))
 
 
-def _mixed_option(
-    task: Task, model: Model, mixed: Mixed, region: str, steps: int, every_s: float
-) -> Option:  # fmt: skip
+def _mixed_option(scene: Scene, model: Model, mixed: Mixed, region: str, steps: int) -> Option:
+    task = scene.task
     bands = [band(side.chip) for side in mixed.sides]
     failing = sum(failures_per_s(side.pool, side.pool.devices) for side in mixed.sides)
     site = mixed.sides[0].pool.site
     name = "+".join(side.pool.pool_id for side in mixed.sides)
+    store = scene.store(site)
+    saved = saving(model, mixed.sides[0].chip, mixed.devices, store, SAVE_S)
+    every_s = task.checkpoint.every_s or young_s(saved.save_s, failing)
+    restart_s = START_S + saved.load_s + mixed.step_s
     ends = finish(
         task.work.seed, name, mixed.step_s * steps, (min(low for low, _ in bands), max(high for _, high in bands)),
-        START_S, BAND_START, every_s, SAVE_S, START_S + SAVE_S + mixed.step_s, failing, task.limits.deadline_s,
+        START_S, BAND_START, every_s, saved.save_s, restart_s, failing, task.limits.deadline_s,
     )  # fmt: skip
     price = sum(side.pool.tariff_micro_cny_per_device_hour * side.pool.devices for side in mixed.sides) / 3600
     run = nearest(mixed.sides[0].pool.chip_class, parameter_count(model), mixed.devices, task.work.seq)
     slow = max(mixed.parts_s, key=lambda part: mixed.parts_s[part] if part != "compute" else 0.0)
-    useful = useful_share(every_s, SAVE_S, START_S + SAVE_S + mixed.step_s, failing)
+    useful = useful_share(every_s, saved.save_s, restart_s, failing)
+    kept = kept_micro_cny(store, stored_bytes(scene.data_bytes, saved), ends.p50_s)
     return Option(
         f"{name}:{mixed.devices}", site, region, " + ".join(side.pool.chip_class for side in mixed.sides),
         mixed.devices,
@@ -199,10 +234,11 @@ def _mixed_option(
             f"pp{stages}xtp{tp} of {layers} layers"
             for stages, tp, layers in zip(mixed.stages, mixed.tensor, mixed.layers, strict=True)
         ),
-        mixed.step_s, START_S, 2 * START_S, ends.p10_s, ends.p50_s, ends.p90_s, round(ends.p50_s * price),
-        round(ends.p90_s * price), 0, 0.0, useful, "catalogue + model fitted to published runs", "",
+        mixed.step_s, START_S, restart_s + saved.save_s, ends.p10_s, ends.p50_s, ends.p90_s, round(ends.p50_s * price) + kept,
+        round(ends.p90_s * price) + kept, 0, 0.0, useful, "catalogue + model fitted to published runs", "",
         why_not="boards give no lease over unlike chips yet", deadline_odds=ends.odds, limit=slow,
-        parts_s=mixed.parts_s, memory_bytes=round(mixed.memory_bytes), evidence=str(run),
+        parts_s=mixed.parts_s, memory_bytes=round(mixed.memory_bytes), evidence=str(run), storage_micro_cny=kept,
+        save_s=saved.save_s, checkpoint_every_s=every_s,
     )  # fmt: skip
 
 
@@ -231,18 +267,18 @@ def _not_allowed(task: Task, pool: Pool, region: str, chip: ChipClass | None = N
 Raw = tuple[Pool, int, str, Point, float, Best | None]
 
 
-def _points(
-    task: Task, model: Model | None, pool: Pool, chip: ChipClass | None
-) -> tuple[list[Raw], list[Refused]]:
+def _points(scene: Scene, pool: Pool) -> tuple[list[Raw], list[Refused]]:
+    task, model, chip = scene.task, scene.model, scene.chips.get(pool.chip_class)
     if pool.probe is None and chip is not None and model is not None and task.work.tokens and known(chip):
-        return _catalogue_points(task, model, pool, chip)
-    return _script_points(task, pool) if task.run else _trainer_points(task, model, pool)
+        return _catalogue_points(scene, model, pool, chip)
+    return _script_points(task, pool) if task.run else _trainer_points(scene, pool)
 
 
 def _catalogue_points(
-    task: Task, model: Model, pool: Pool, chip: ChipClass
+    scene: Scene, model: Model, pool: Pool, chip: ChipClass
 ) -> tuple[list[Raw], list[Refused]]:
     """A model that is stated is planned for a script too: the script is given the strategy."""
+    task, belief = scene.task, scene.belief(pool)
     seq = task.work.seq
     rows = task.work.global_batch_tokens // seq
     steps = max(1, task.work.tokens // task.work.global_batch_tokens)
@@ -250,10 +286,16 @@ def _catalogue_points(
     faster, slower = band(chip)
     found: list[Raw] = []
     for best in best_layouts(model, pool, chip, rows, seq, task.work.seed, least, most):
-        rate = 1.0 / (best.step_s * steps)
+        low_s, high_s = best.step_s * faster, best.step_s * slower
+        if belief is not None:
+            low_s, middle_s, high_s = corrected_s(belief, best.parts_s)
+            parts = scaled_parts(belief, best.parts_s)
+            best = replace(best, step_s=middle_s, parts_s=parts, before_s=best.parts_s)
+        saved = saving(model, chip, best.devices, scene.store(pool.site), SAVE_S)
         point = Point(
             f"{pool.chip_class}:{best.devices}", (Need(pool.chip_class, best.devices, pool.devices_per_node),),
-            rate, rate / slower, rate / faster, start_s=START_S, stop_s=best.step_s + SAVE_S,
+            1.0 / (best.step_s * steps), 1.0 / (high_s * steps), 1.0 / (low_s * steps), start_s=START_S,
+            stop_s=best.step_s + saved.save_s,
             strategy=best.strategy, memory_margin=best.memory_margin,
         )  # fmt: skip
         found.append((pool, best.devices, best.strategy.label(), point, best.step_s, best))
@@ -283,7 +325,8 @@ def _script_points(task: Task, pool: Pool) -> tuple[list[Raw], list[Refused]]:
     return found, []
 
 
-def _trainer_points(task: Task, model: Model | None, pool: Pool) -> tuple[list[Raw], list[Refused]]:
+def _trainer_points(scene: Scene, pool: Pool) -> tuple[list[Raw], list[Refused]]:
+    task, model, belief = scene.task, scene.model, scene.belief(pool)
     assert model is not None, "the task file was checked: the built-in trainer has a model"
     if pool.probe is None:
         why = "its speed was not measured here; run `qipan up` or `qipan plan` once without --no-probe"
@@ -299,16 +342,19 @@ def _trainer_points(task: Task, model: Model | None, pool: Pool) -> tuple[list[R
         if chosen is None:
             continue
         layout, seconds = chosen
+        band = MODEL_BAND + probe.spread / math.sqrt(10)
+        low_s, high_s = seconds / (1 + band), seconds / (1 - band)
+        if belief is not None:
+            low_s, seconds, high_s = corrected_s(belief, parts_s(layout, model, probe, rows, seq))
         if seconds >= best_s:
             continue  # more devices that do not help are no point
         best_s = seconds
-        rate = 1.0 / (seconds * steps)
-        band = MODEL_BAND + probe.spread / math.sqrt(10)
         strategy = strategy_of(layout, model, pool.chip_class, rows, seq, task.work.seed, pool.site)
         start_s = probe.start_s + probe.save_s
         point = Point(
             f"{pool.chip_class}:{devices}", (Need(pool.chip_class, devices, pool.devices_per_node),),
-            rate, rate * (1 - band), rate * (1 + band), start_s=start_s, stop_s=seconds + 2 * probe.save_s + 1.0,
+            1.0 / (seconds * steps), 1.0 / (high_s * steps), 1.0 / (low_s * steps), start_s=start_s,
+            stop_s=seconds + 2 * probe.save_s + 1.0,
             strategy=strategy, host_memory_bytes=memory_bytes(layout, model) * devices,
         )  # fmt: skip
         found.append((pool, devices, strategy.label(), point, seconds, None))
@@ -330,12 +376,9 @@ def _curve(task: Task, raw: Sequence[Raw], best: float) -> Curve:
 
 
 def _checkpoint_every_s(task: Task, raw: Sequence[Raw]) -> float:
-    """Young's interval sqrt(2 * save * mean time between failures) (Young 1974), within 5 s and 30 min."""
+    """On probed devices: Young's interval sqrt(2 * save * mean time between failures) (Young 1974), within 5 s and 30 min."""
     if task.checkpoint.every_s is not None:
         return task.checkpoint.every_s
-    at_scale = [(pool, layout.devices) for pool, *_, layout in raw if layout is not None]
-    if at_scale:
-        return young_s(SAVE_S, max(failures_per_s(pool, devices) for pool, devices in at_scale))
     save_s = max((pool.probe.save_s if pool.probe else 1.0) for pool, *_ in raw)
     devices = max(devices for _, devices, *_ in raw)
     between_s = 3600.0 / (FAILURES_PER_DEVICE_HOUR * devices)
@@ -343,64 +386,84 @@ def _checkpoint_every_s(task: Task, raw: Sequence[Raw]) -> float:
 
 
 def _option(
-    task: Task, pool: Pool, region: str, label: str, point: Point, step: float, layout: Best | None, every_s: float,
-    links: Sequence[Link], data_bytes: int, data_at: str,
-) -> Option:  # fmt: skip
+    scene: Scene, pool: Pool, label: str, point: Point, step: float, layout: Best | None, every_s: float
+) -> Option:
+    if layout is not None:
+        return _risked(scene, pool, label, point, layout)
+    task, store = scene.task, scene.store(pool.site)
     work_s = 1.0 / point.rate
-    if layout is not None:
-        useful = useful_share(every_s, SAVE_S, START_S + SAVE_S + step, failures_per_s(pool, layout.devices))
-    else:
-        save_s = 2.0 * pool.probe.save_s if pool.probe and not task.run else 0.0
-        useful = every_s / (every_s + save_s)
-    move_bytes, move_s = _move(links, data_at, pool.site, data_bytes)
-    if layout is not None:
-        return _risked(task, pool, region, label, point, layout, every_s, useful, move_bytes, move_s)
+    save_s = 2.0 * pool.probe.save_s if pool.probe and not task.run else 0.0
+    useful = every_s / (every_s + save_s)
+    move_bytes, move_s, egress = move(scene.links, scene.data_at, pool.site, scene.data_bytes)
     p50 = move_s + point.start_s + work_s / useful
     p10 = move_s + point.start_s * (1 - BAND_START) + 1.0 / point.rate_p90 / useful
     p90 = move_s + point.start_s * (1 + BAND_START) + 1.0 / point.rate_p10 / useful
     devices = point.devices
     price = pool.tariff_micro_cny_per_device_hour * devices / 3600
+    kept = kept_micro_cny(store, scene.data_bytes, p50)
+    parts, belief = _trained_parts(scene, pool, point), scene.belief(pool)
     return Option(
-        f"{pool.pool_id}:{devices}", pool.site, region, pool.chip_class, devices, label, step, point.start_s,
-        point.stop_s + point.start_s, p10, p50, p90, round((p50 - move_s) * price), round((p90 - move_s) * price),
-        move_bytes, move_s, useful, _source(task, layout), point.point_id, deadline_odds=_odds(task.limits.deadline_s, p10, p50, p90),
+        f"{pool.pool_id}:{devices}", pool.site, scene.regions[pool.site], pool.chip_class, devices, label, step, point.start_s,
+        point.stop_s + point.start_s, p10, p50, p90, round((p50 - move_s) * price) + kept + egress,
+        round((p90 - move_s) * price) + kept + egress, move_bytes, move_s, useful,
+        _source(task, layout, belief), point.point_id,
+        deadline_odds=_odds(task.limits.deadline_s, p10, p50, p90), parts_s=parts if belief is None else scaled_parts(belief, parts),
+        storage_micro_cny=kept, egress_micro_cny=egress, save_s=save_s, checkpoint_every_s=every_s,
+        before_s={} if belief is None else parts,
     )  # fmt: skip
 
 
-def _risked(
-    task: Task, pool: Pool, region: str, label: str, point: Point, layout: Best, every_s: float, useful: float,
-    move_bytes: int, move_s: float,
-) -> Option:  # fmt: skip
+def _trained_parts(scene: Scene, pool: Pool, point: Point) -> dict[str, float]:
+    """Where the seconds of a step of the built-in trainer go."""
+    task, model = scene.task, scene.model
+    if point.strategy is None or pool.probe is None or model is None:
+        return {}
+    site = point.strategy.sites[0]
+    layout = Layout(site.stages[0].tp, site.stages[0].dp, site.zero)
+    return parts_s(layout, model, pool.probe, point.strategy.global_batch_rows, task.work.seq)
+
+
+def _risked(scene: Scene, pool: Pool, label: str, point: Point, layout: Best) -> Option:
     """On catalogue chips: the model's error, the start and failures drawn together."""
-    deadline = task.limits.deadline_s
+    task, model, chip = scene.task, scene.model, scene.chips[pool.chip_class]
+    assert model is not None, "a layout was worked out for it"
+    deadline, store = task.limits.deadline_s, scene.store(pool.site)
     name = f"{pool.pool_id}:{layout.devices}"
+    failing = failures_per_s(pool, layout.devices)
+    saved = saving(model, chip, layout.devices, store, SAVE_S)
+    every_s = task.checkpoint.every_s or young_s(saved.save_s, failing)
+    restart_s = START_S + saved.load_s + layout.step_s
+    useful = useful_share(every_s, saved.save_s, restart_s, failing)
+    move_bytes, move_s, egress = move(scene.links, scene.data_at, pool.site, scene.data_bytes)
     ends = finish(
         task.work.seed, name, 1.0 / point.rate, (point.rate / point.rate_p90, point.rate / point.rate_p10),
-        point.start_s, BAND_START, every_s, SAVE_S, START_S + SAVE_S + layout.step_s,
-        failures_per_s(pool, layout.devices), None if deadline is None else deadline - move_s,
+        point.start_s, BAND_START, every_s, saved.save_s, restart_s, failing,
+        None if deadline is None else deadline - move_s,
     )  # fmt: skip
     price = pool.tariff_micro_cny_per_device_hour * layout.devices / 3600
-    assert task.model is not None, "a layout was worked out for it"
-    run = nearest(pool.chip_class, parameter_count(task.model), layout.devices, task.work.seq)
+    kept = kept_micro_cny(store, stored_bytes(scene.data_bytes, saved), ends.p50_s)
+    run = nearest(pool.chip_class, parameter_count(model), layout.devices, task.work.seq)
     unknown = (
         ""
         if run.chip_class == pool.chip_class
         else "no run was published on this chip, the band is twice as wide; "
     )
     return Option(
-        name, pool.site, region, pool.chip_class, layout.devices, label, layout.step_s, point.start_s,
-        point.stop_s + point.start_s, move_s + ends.p10_s, move_s + ends.p50_s, move_s + ends.p90_s,
-        round(ends.p50_s * price), round(ends.p90_s * price), move_bytes, move_s, useful, _source(task, layout),
-        point.point_id, deadline_odds=ends.odds, limit=layout.limit, parts_s=layout.parts_s,
-        memory_bytes=round(layout.memory_bytes), memory_parts=layout.memory_parts, memory_odds=layout.memory_odds,
-        evidence=f"{unknown}{run}",
+        name, pool.site, scene.regions[pool.site], pool.chip_class, layout.devices, label, layout.step_s, point.start_s,
+        point.stop_s + point.start_s + saved.load_s, move_s + ends.p10_s, move_s + ends.p50_s, move_s + ends.p90_s,
+        round(ends.p50_s * price) + kept + egress, round(ends.p90_s * price) + kept + egress, move_bytes, move_s, useful,
+        _source(task, layout, scene.belief(pool)), point.point_id, deadline_odds=ends.odds, limit=layout.limit,
+        parts_s=layout.parts_s, memory_bytes=round(layout.memory_bytes), memory_parts=layout.memory_parts,
+        memory_odds=layout.memory_odds, evidence=f"{unknown}{run}", storage_micro_cny=kept, egress_micro_cny=egress,
+        save_s=saved.save_s, checkpoint_every_s=every_s, before_s=layout.before_s,
     )  # fmt: skip
 
 
-def _source(task: Task, layout: Best | None) -> str:
-    if layout is not None:
-        return "catalogue + model fitted to published runs"
-    return "time limit" if task.run else "probe + closed form"
+def _source(task: Task, layout: Best | None, belief: Belief | None) -> str:
+    if layout is None and task.run:
+        return "time limit"
+    source = "catalogue + model fitted to published runs" if layout is not None else "probe + closed form"
+    return source if belief is None else f"{source} + steps of tasks that ended here"
 
 
 def _odds(deadline_s: float | None, p10_s: float, p50_s: float, p90_s: float) -> float | None:
@@ -410,13 +473,6 @@ def _odds(deadline_s: float | None, p10_s: float, p50_s: float, p90_s: float) ->
     side = p90_s if deadline_s > p50_s else p10_s
     deviation = abs(math.log(side / p50_s)) / 1.2816
     return 0.5 * math.erfc(-math.log(deadline_s / p50_s) / (deviation * math.sqrt(2)))
-
-
-def _move(links: Sequence[Link], source: str, target: str, size: int) -> tuple[int, float]:
-    if not source or source == target or size == 0:
-        return 0, 0.0
-    link = next((link for link in links if link.source == source and link.target == target), None)
-    return size, transfer_s(link, size) if link else 0.0
 
 
 def _out_of_limits(task: Task, options: Sequence[Option]) -> list[Refused]:

@@ -101,6 +101,14 @@ class Facts:
             )
         )
 
+    def newest_of_kind(self, kind: str, after: int, most: int) -> list[tuple[int, str]]:
+        """(fact id, task) of the newest facts of one kind, newest first."""
+        rows = self.db.rows(
+            "SELECT fact_id, task_id FROM facts WHERE kind = ? AND fact_id > ? ORDER BY fact_id DESC LIMIT ?",
+            (kind, after, most),
+        )
+        return [(fact_id, task_id) for fact_id, task_id in rows]
+
     def newest_fact_of(self, task_id: str) -> int:
         """The number of the task's newest fact; 0 when there is none."""
         row = self.db.row("SELECT max(fact_id) FROM facts WHERE task_id = ?", (task_id,))

@@ -1,7 +1,8 @@
 """Measure what a pool's devices do for training: run under torchrun on all of them, prints one JSON line.
 
-The reference is one step (forward, backward, AdamW) of a decoder of half a million parameters on 8 rows of 64 tokens, and the
-same of a smaller one; two sizes give a rate and an overhead.  FLOP are counted by `train_flops_per_token`.
+Twenty steps of small decoders that differ in what their time goes to: matrix products, elementwise work over a large
+vocabulary, launches of many thin layers, weights, and with several devices sharded weights and a pipeline.  From them
+`qipan.planner.steps.calibrated` has the constants of its closed form.
 """
 
 import json
@@ -10,20 +11,91 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
-from torch.optim import Optimizer
 
-from qipan.strategy import SiteStrategy, Stage, Strategy
-from qipan.trainer import checkpoint
-from qipan.trainer.layout import build
-from qipan.trainer.model import summed_loss
+from qipan.hardware import Probe
+from qipan.planner.steps import Layout, Timed, calibrated, strategy_of
+from qipan.trainer.session import Session
 from qipan.workload.model import Model, train_flops_per_token
 
-SEQ, REPEATS = 64, 5
-LARGE = Model("probe", 4, 96, 6, 6, 16, 256, 2048, tied_embeddings=True)
+STEPS, SEQ = 20, 64
+WIDE = Model("wide", 2, 192, 6, 6, 32, 512, 512)
+DEEP = Model("deep", 8, 64, 4, 4, 16, 192, 256)
+WORDS = Model("words", 1, 128, 4, 4, 32, 256, 4096)
+Case = tuple[Model, Layout, int, int]  # model, layout, rows, seq
+
+
+def cases(ranks: int) -> list[Case]:
+    alike = Layout(1, ranks, 0)
+    found = [
+        (WIDE, alike, 8 * ranks, SEQ), (DEEP, alike, 2 * ranks, SEQ), (WORDS, alike, 8 * ranks, SEQ),
+        (WORDS, alike, ranks, SEQ),
+    ]  # fmt: skip
+    if ranks > 1:
+        found.append((DEEP, Layout(1, ranks, 3), 2 * ranks, SEQ))
+    if ranks > 1 and ranks % 2 == 0:
+        found.append((WIDE, Layout(1, ranks // 2, 0, pp=2, micro_batches=2), 4 * ranks, SEQ))
+    return found
+
+
+class Stepper:
+    """One model under one layout, ready to train a step at a time on tokens without meaning."""
+
+    def __init__(self, case: Case) -> None:
+        model, layout, rows, seq = case
+        self.case, self.times = case, list[float]()
+        self.session = Session(model, strategy_of(layout, model, "probe", rows, seq, 0, "probe"))
+        first, last = self.session.own_rows()
+        tokens = torch.arange(rows * (seq + 1)).reshape(rows, seq + 1) * 7 % model.vocab
+        self.batch = tokens[first:last]
+
+    def step(self) -> None:
+        """From when the last rank is ready until this one is done."""
+        if dist.is_initialized():
+            dist.barrier()
+        began_s = time.perf_counter()
+        self.session.train(self.batch, 1e-3)
+        self.times.append(time.perf_counter() - began_s)
+
+
+class Calibration:
+    """Steps by turns, so that a machine that slows down does so for all of them."""
+
+    def __init__(self, ranks: int) -> None:
+        self.steppers = [Stepper(case) for case in cases(ranks)]
+        self.done = 0
+
+    def warm(self) -> None:
+        """The first step of each has what is done once in it."""
+        for stepper in self.steppers:
+            stepper.step()
+            stepper.times.clear()
+
+    def turn(self) -> None:
+        self.steppers[self.done % len(self.steppers)].step()
+        self.done += 1
+
+    def probe(self, start_s: float, save_s: float, statistic: Callable[[list[float]], float] = min) -> Probe:
+        """The same on every rank: of each case the slowest rank's time counts."""
+        latency_s, bytes_per_s = _collective() if dist.is_initialized() else (0.0, 1e12)
+        own = torch.tensor([latency_s, 1 / bytes_per_s, *(statistic(one.times) for one in self.steppers)])
+        if dist.is_initialized():
+            dist.all_reduce(own, op=dist.ReduceOp.MAX)
+        latency_s, byte_s, *seconds = own.tolist()
+        timed = [
+            Timed(one.case[1], one.case[0], *one.case[2:], s)
+            for one, s in zip(self.steppers, seconds, strict=True)
+        ]
+        model, layout, rows, seq = self.steppers[0].case
+        rate = rows / layout.dp * seq * train_flops_per_token(model, seq) / seconds[0]
+        times = self.steppers[0].times
+        spread = statistics.stdev(times) / statistics.mean(times)
+        measured = Probe(rate, start_s, 1 / byte_s, latency_s, spread, time.time(), save_s)
+        return calibrated(measured, timed)
 
 
 def main() -> None:
@@ -32,31 +104,17 @@ def main() -> None:
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     if ranks > 1:
         dist.init_process_group("gloo")
-    alone = Strategy(0, SEQ, 8, (SiteStrategy("probe", (Stage("probe", ((0, 4),), rows_per_dp=(8,)),)),))
-    model, optimizer, step = _reference(LARGE, alone)
-    step(8)
+    calibration = Calibration(ranks)
+    calibration.steppers[0].step()
     start_s = time.time() - launched_s
-    step(1)
-    many, few = _times(lambda: step(8)), _times(lambda: step(1))
-    # Two sizes give rate and overhead; a quota's periods are coarse, so bound the split by the large step alone.
-    flops = train_flops_per_token(LARGE, SEQ) * SEQ
-    large_s, small_s = statistics.mean(many), statistics.mean(few)
-    rate = 7 * flops / max(large_s / 2, large_s - small_s)
-    overhead_s = max(0.0, large_s - 8 * flops / rate)
-    latency_s, bytes_per_s = _collective() if ranks > 1 else (0.0, 1e12)
-    save_s = _save(model, optimizer)
-    found = {
-        "train_flops_per_s": rate,
-        "start_s": start_s,
-        "collective_bytes_per_s": bytes_per_s,
-        "collective_latency_s": latency_s,
-        "spread": statistics.stdev(many) / statistics.mean(many),
-        "measured_at_s": time.time(),
-        "save_s": save_s,
-        "step_overhead_s": overhead_s,
-    }
+    calibration.warm()
+    for _ in range(STEPS):
+        calibration.turn()
+    # A quota is given in periods: only the mean over some of them tells the share, the least step says nothing.
+    statistic = statistics.mean if os.environ.get("QIPAN_RANK_GROUPS") else min
+    found = calibration.probe(start_s, _save(calibration.steppers[0].session), statistic)
     if not dist.is_initialized() or dist.get_rank() == 0:
-        line = json.dumps(found)
+        line = json.dumps(asdict(found))
         target = os.environ.get("QIPAN_PROBE_OUT")
         if target:
             part = Path(target + ".part")
@@ -69,56 +127,33 @@ def main() -> None:
     os._exit(0)
 
 
-def _reference(spec: Model, strategy: Strategy) -> tuple[torch.nn.Module, Optimizer, Callable[[int], None]]:
-    from qipan.trainer.model import Decoder, initial_value
-
-    if dist.is_initialized():
-        model: torch.nn.Module = Decoder(spec)
-        with torch.no_grad():
-            for name, parameter in model.named_parameters():
-                parameter.copy_(initial_value(name, parameter.shape, 0, spec.layers))
-    else:
-        model = build(spec, strategy, 0).model
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
-    tokens = torch.arange(8 * (SEQ + 1)).reshape(8, SEQ + 1) * 7 % spec.vocab
-
-    def step(rows: int) -> None:
-        optimizer.zero_grad()
-        loss = summed_loss(model(tokens[:rows, :-1]), tokens[:rows, 1:])
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-
-    return model, optimizer, step
-
-
-def _times(act: Callable[[], None]) -> list[float]:
-    times = []
-    for _ in range(REPEATS):
-        began_s = time.perf_counter()
-        act()
-        times.append(time.perf_counter() - began_s)
-    return times
-
-
 def _collective() -> tuple[float, float]:
     """(latency, bytes/s) of an all-reduce, from a small and a large one (the alpha-beta model)."""
     small, large = torch.zeros(16), torch.zeros(700_000)
     ranks = dist.get_world_size()
     dist.all_reduce(small)
-    small_s = statistics.median(_times(lambda: dist.all_reduce(small)))
-    large_s = statistics.median(_times(lambda: dist.all_reduce(large)))
+    small_s, large_s = (_median_s(one) for one in (small, large))
     moved = large.numel() * 4 * 2 * (ranks - 1) / ranks
     return small_s, moved / max(1e-6, large_s - small_s)
 
 
-def _save(model: torch.nn.Module, optimizer: Optimizer) -> float:
+def _median_s(tensor: torch.Tensor) -> float:
+    times = []
+    for _ in range(5):
+        began_s = time.perf_counter()
+        dist.all_reduce(tensor)
+        times.append(time.perf_counter() - began_s)
+    return statistics.median(times)
+
+
+def _save(session: Session) -> float:
     shared = [
         tempfile.mkdtemp(prefix="qipan-probe-") if not dist.is_initialized() or dist.get_rank() == 0 else ""
     ]
     if dist.is_initialized():
         dist.broadcast_object_list(shared)
     began_s = time.perf_counter()
-    checkpoint.save(Path(shared[0]), model, optimizer, 1, "probe", None)
+    session.save(Path(shared[0]))
     return time.perf_counter() - began_s
 
 

@@ -197,13 +197,14 @@ def _pool(value: Value, board: BoardId) -> Pool:
 
 
 def _storage(value: Value, board: BoardId) -> Storage:
-    fields = value.fields(("id", "capacity", "read", "write"))
+    fields = value.fields(("id", "capacity", "read", "write", "price_per_gib_month"))
     return Storage(
         fields["id"].text() if "id" in fields else f"{board}/storage",
         board,
         fields["capacity"].parsed(parse_bytes) if "capacity" in fields else 0,
         fields["read"].parsed(parse_bytes_per_s) if "read" in fields else 0.0,
         fields["write"].parsed(parse_bytes_per_s) if "write" in fields else 0.0,
+        fields["price_per_gib_month"].parsed(parse_money_micro_cny) if "price_per_gib_month" in fields else 0,
     )
 
 
