@@ -6,6 +6,7 @@ from dataclasses import replace
 from itertools import pairwise
 
 import pytest
+import yaml
 
 from qipan.errors import InvalidInput
 from qipan.planner.render import TARGETS, render
@@ -57,12 +58,30 @@ def test_deepspeed_batches_multiply():
 
 
 def test_torchtitan_degrees_multiply_to_the_devices():
-    found = dict(line.strip(" \\").split("=") for line in render("torchtitan", LLAMA, PIPED).splitlines())
+    *lines, last = render("torchtitan", LLAMA, PIPED).splitlines()
+    assert last.strip() == "activation-checkpoint:selective"
+    found = dict(line.strip(" \\").split("=") for line in lines if "=" in line)
     degrees = [int(value) for key, value in found.items() if key.endswith("degree") and "expert" not in key]
     product = 1
     for degree in degrees:
         product *= degree
     assert product == PIPED.devices
+
+
+def test_accelerate_is_given_shards_that_multiply_to_its_processes():
+    found = yaml.safe_load(render("accelerate", LLAMA, SHARDED))
+    sizes = found["parallelism_config"]
+    assert found["num_processes"] == 4
+    assert sizes["parallelism_config_dp_shard_size"] * sizes["parallelism_config_dp_replicate_size"] == 4
+    assert found["fsdp_config"]["fsdp_reshard_after_forward"] is True
+    assert found["mixed_precision"] == "bf16"
+    assert "gradient_accumulation_steps=16" in render("accelerate", LLAMA, SHARDED)
+    with pytest.raises(InvalidInput, match="no pipeline"):
+        render("accelerate", LLAMA, PIPED)
+    with pytest.raises(InvalidInput, match="whole layers"):
+        render(
+            "accelerate", LLAMA, replace(SHARDED, sites=(replace(SHARDED.sites[0], recompute="selective"),))
+        )
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "qipan"])

@@ -100,7 +100,7 @@ def tell(value: Any, json_: bool, show: Callable[[Any], None]) -> None:
 def plan(
     task: Path, json_: Json = False, site: SiteFile = None, store: StoreDir = None,
     explain: Annotated[str, typer.Option(help="the number of an option: where each second of its step goes")] = "",
-    render: Annotated[str, typer.Option(help="the strategy as arguments of qipan, megatron, mindspeed, torchtitan, deepspeed")] = "",
+    render: Annotated[str, typer.Option(help="the strategy as arguments of qipan, megatron, mindspeed, torchtitan, deepspeed, accelerate")] = "",
 ) -> None:  # fmt: skip
     """How a task could run: options, cost, finish, refusals.  Needs no server."""
     import msgspec

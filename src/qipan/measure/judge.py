@@ -11,7 +11,7 @@ LEAST = 0.75
 #: turn, twice as long if at the same time: the border lies between 1 and 1 / 1.5, in logarithms
 TOGETHER_LEAST = 0.8
 #: a ratio within this factor of its border says little: few rounds of a noisy node scatter as far
-NEAR = 1.2
+NEAR = 1.1
 
 
 @dataclass(frozen=True, slots=True)

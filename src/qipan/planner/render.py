@@ -5,6 +5,8 @@ Which of these a target's own parser has accepted is told in docs/render.md."""
 import json
 from collections.abc import Callable
 
+import yaml
+
 from qipan.errors import InvalidInput
 from qipan.strategy import SiteStrategy, Stage, Strategy
 from qipan.workload.model import Model
@@ -102,7 +104,10 @@ TITAN_SCHEDULES = {
 def _torchtitan(_model: Model, strategy: Strategy) -> str:
     """Replicas where nothing or the optimiser alone is sharded; else shards over all ranks."""
     site, stage = _even("torchtitan", strategy)
-    shard = stage.dp if site.zero >= 2 else 1
+    shard = stage.dp // site.replicas if site.zero >= 2 else 1
+    piped = (
+        len(site.stages) > 1
+    )  # a pipeline splits a rank's rows itself; else each accumulation takes a micro-batch
     found = [
         f"--parallelism.data_parallel_replicate_degree={stage.dp // shard}",
         f"--parallelism.data_parallel_shard_degree={shard}",
@@ -110,17 +115,17 @@ def _torchtitan(_model: Model, strategy: Strategy) -> str:
         f"--parallelism.context_parallel_degree={stage.cp}",
         f"--parallelism.expert_parallel_degree={stage.ep}",
         f"--parallelism.pipeline_parallel_degree={len(site.stages)}",
-        f"--training.local_batch_size={stage.rows_per_dp[0]}",
+        f"--training.local_batch_size={stage.rows_per_dp[0] if piped else _micro(site, stage)}",
         f"--training.global_batch_size={strategy.global_batch_rows}",
         f"--training.seq_len={strategy.seq}",
-        f"--activation_checkpoint.mode={site.recompute}",
     ]
-    if len(site.stages) > 1:
+    if piped:
         found += [
             f"--parallelism.pipeline_parallel_schedule={TITAN_SCHEDULES[site.schedule]}",
             f"--parallelism.pipeline_parallel_microbatch_size={_micro(site, stage)}",
+            "--training.disable_cuda_graphs",  # they know no pipeline
         ]
-    return " \\\n  ".join(found)
+    return " \\\n  ".join([*found, f"activation-checkpoint:{site.recompute}"])  # a subcommand stands last
 
 
 def _deepspeed(_model: Model, strategy: Strategy) -> str:
@@ -143,6 +148,47 @@ def _deepspeed(_model: Model, strategy: Strategy) -> str:
         },
         indent=1,
     )  # fmt: skip
+
+
+ACCELERATE_PRECISIONS = {"fp32": "no", "bf16": "bf16", "fp16": "fp16", "fp8": "fp8"}
+
+
+def _accelerate(_model: Model, strategy: Strategy) -> str:
+    """A configuration file for `accelerate launch --config_file`: FSDP2, replicas of it, tensor and context parallel.  The batch
+    and its accumulation are the script's own, so they stand in a comment."""
+    site, stage = _even("Accelerate", strategy)
+    if len(site.stages) > 1 or stage.ep > 1:
+        raise InvalidInput(
+            "an Accelerate configuration has no pipeline and no experts; choose another option"
+        )
+    if site.zero == 1:
+        raise InvalidInput(
+            "Accelerate's FSDP2 shards gradients with the optimiser (zero 2) or nothing; choose zero 2 or 3"
+        )
+    if not site.zero and site.recompute == "full":
+        raise InvalidInput("without shards Accelerate has no word for recompute; say it in the script")
+    if site.recompute == "selective":
+        raise InvalidInput("Accelerate recomputes whole layers or nothing; choose recompute none or full")
+    shards = stage.dp // site.replicas if site.zero else 1
+    micro = _micro(site, stage)
+    sharded = site.zero or stage.tp > 1 or stage.cp > 1
+    found: dict[str, object] = {
+        "compute_environment": "LOCAL_MACHINE", "distributed_type": "FSDP" if sharded else "MULTI_GPU",
+        "num_processes": strategy.devices, "mixed_precision": ACCELERATE_PRECISIONS[site.precision],
+    }  # fmt: skip
+    if sharded:
+        found["fsdp_config"] = {
+            "fsdp_version": 2, "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
+            "fsdp_reshard_after_forward": site.zero == 3, "fsdp_activation_checkpointing": site.recompute == "full",
+            "fsdp_offload_params": site.offload, "fsdp_state_dict_type": "SHARDED_STATE_DICT",
+        }  # fmt: skip
+        found["parallelism_config"] = {
+            "parallelism_config_dp_replicate_size": stage.dp // shards, "parallelism_config_dp_shard_size": shards,
+            "parallelism_config_tp_size": stage.tp, "parallelism_config_cp_size": stage.cp,
+        }  # fmt: skip
+    steps = stage.rows_per_dp[0] // micro
+    note = f"# in the script: {micro} sequences a process, gradient_accumulation_steps={steps}, seed {strategy.seed}\n"
+    return note + yaml.safe_dump(found, sort_keys=False).rstrip()
 
 
 def _even(target: str, strategy: Strategy) -> tuple[SiteStrategy, Stage]:
@@ -172,5 +218,5 @@ def _micro(site: SiteStrategy, stage: Stage) -> int:
 
 TARGETS: dict[str, Callable[[Model, Strategy], str]] = {
     "qipan": _built_in, "megatron": _megatron, "mindspeed": _mindspeed, "torchtitan": _torchtitan,
-    "deepspeed": _deepspeed,
+    "deepspeed": _deepspeed, "accelerate": _accelerate,
 }  # fmt: skip
