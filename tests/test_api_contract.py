@@ -16,6 +16,7 @@ from qipan import money, views
 from qipan.api import shapes
 from qipan.host import Host, TaskView
 from qipan.ledger.auditor import Audit
+from qipan.outcomes import WhatIf
 from qipan.planner import Plan
 from qipan.statements import Statement
 
@@ -26,7 +27,7 @@ GETS = {
     "/v1/chips": shapes.Chips, "/v1/decisions": shapes.Decisions, "/v1/problems/{name}": shapes.ProblemKind,
     "/v1/ledger/accounts": shapes.Accounts, "/v1/ledger/statement": Statement, "/v1/ledger/check": Audit,
     "/v1/tasks/{task_id}/bill/explained": money.Explained,
-    "/v1/ledger": shapes.Ledger, "/v1/bills": shapes.Bills, "/v1/people": shapes.People, "/v1/whatif": shapes.WhatIf,
+    "/v1/ledger": shapes.Ledger, "/v1/bills": shapes.Bills, "/v1/people": shapes.People, "/v1/whatif": WhatIf,
 }  # fmt: skip
 
 

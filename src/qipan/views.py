@@ -5,7 +5,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Annotated, Any
+from typing import Annotated
 
 import msgspec
 
@@ -16,6 +16,7 @@ from qipan.hardware import BoardId
 from qipan.host import Host
 from qipan.leases import AskStep, TaskId, Usage
 from qipan.ledger import make_receipt
+from qipan.outcomes import WhatIf
 from qipan.scheduler import Moment, Phase, State
 from qipan.scheduler.asks import asks_of
 
@@ -349,14 +350,14 @@ def people(host: Host) -> list[tuple[str, int, int, int, int]]:
 WHAT_IF_S = 120.0
 
 
-class WhatIf:
+class AskedTwin:
     """Asks the twin in a process of its own, so that no decision waits for it; one question at a time."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
         self._lock = threading.Lock()
 
-    def ask(self, policy: str) -> Any:
+    def ask(self, policy: str) -> WhatIf:
         """What `qipan twin --what-if` answers.  Raises the error that it names, OverLimit while another is asked."""
         if not self._lock.acquire(blocking=False):
             raise OverLimit("the twin is answering another what-if; ask again in a moment")
@@ -380,7 +381,7 @@ class WhatIf:
         finally:
             self._lock.release()
         if done.returncode == 0:
-            return msgspec.json.decode(done.stdout)
+            return msgspec.json.decode(done.stdout, type=WhatIf)
         kind = {2: InvalidInput, 102: NotFound}.get(done.returncode, QipanError)
         raise kind(
             done.stderr.strip().splitlines()[-1].removeprefix("qipan: ")[:500]

@@ -24,6 +24,7 @@ from qipan.catalogue import site_catalogue
 from qipan.errors import InvalidInput, NotAllowed, NotFound
 from qipan.host import Host, TaskView
 from qipan.ledger.auditor import Audit
+from qipan.outcomes import WhatIf
 from qipan.planner import Plan
 from qipan.quantities import parse_money_micro_cny
 from qipan.statements import Statement
@@ -177,7 +178,7 @@ def about_tasks(host: Host) -> APIRouter:
 
 
 def about_supply(host: Host) -> APIRouter:
-    routes, useful, asked = APIRouter(), views.Useful(host), views.WhatIf(host)
+    routes, useful, asked = APIRouter(), views.Useful(host), views.AskedTwin(host)
 
     @routes.get("/health", response_model=shapes.Health)
     async def health() -> Answer:
@@ -208,7 +209,7 @@ def about_supply(host: Host) -> APIRouter:
         found, after = views.decisions(host, limit, before, visible(host, who))
         return Answer({"decisions": found, "next": write_cursor(after) if after else None})
 
-    @routes.get("/whatif", response_model=shapes.WhatIf)
+    @routes.get("/whatif", response_model=WhatIf)
     def whatif(who: Who, policy: Annotated[str, Query(max_length=40)] = "rigid") -> Answer:
         """What was submitted, tried again on the twin under another policy, beside the same under the one as it was.
         For the operator: it is about everyone's tasks."""

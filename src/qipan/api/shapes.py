@@ -173,38 +173,6 @@ class Ledger:
 
 
 @dataclass(frozen=True, slots=True)
-class TwinOutcome:
-    """Seconds from submission to end; `late` of those `with_deadline`."""
-
-    policy: str
-    tasks: int
-    done: int
-    mean_s: float
-    p95_s: float
-    cost_micro_cny: int
-    late: int
-    with_deadline: int
-    attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class TwinTask:
-    task_id: str
-    as_it_was_s: float | None
-    other_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class WhatIf:
-    """Both simulated; `truncated`: so many of the oldest causes were left out."""
-
-    as_it_was: TwinOutcome
-    other: TwinOutcome
-    tasks: tuple[TwinTask, ...]
-    truncated: int
-
-
-@dataclass(frozen=True, slots=True)
 class Person:
     """A tenant as the caller may know it; `live` tasks of it are on the board now."""
 

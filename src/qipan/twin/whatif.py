@@ -3,7 +3,7 @@ controllers on simulated engines; what follows is simulated, for the policy as i
 
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 from qipan.controller import fact_of
@@ -12,6 +12,7 @@ from qipan.errors import InvalidInput, NotFound
 from qipan.events import CancelRequested, TaskSubmitted
 from qipan.hardware import BoardSpec
 from qipan.leases import TaskId
+from qipan.outcomes import Outcome, TaskOutcome, WhatIf
 from qipan.scheduler import Settings
 from qipan.scheduler.policies import OBJECTIVES
 from qipan.store import Store
@@ -27,40 +28,6 @@ POLICIES: Mapping[str, Mapping[str, Any]] = {
 AS_IT_WAS = "as-it-was"
 TASKS_MAX = 5000
 SPAN = 50.0  # the twin runs on for so many times the span of the causes, and a day
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """`late`: ended after its deadline, or not at all, of `with_deadline`.  Seconds from submission to end."""
-
-    policy: str
-    tasks: int
-    done: int
-    mean_s: float
-    p95_s: float
-    cost_micro_cny: int
-    late: int
-    with_deadline: int
-    attempts: int
-
-
-@dataclass(frozen=True, slots=True)
-class TaskOutcome:
-    """Seconds from submission to end, None when it did not end."""
-
-    task_id: str
-    as_it_was_s: float | None
-    other_s: float | None
-
-
-@dataclass(frozen=True, slots=True)
-class WhatIf:
-    """`truncated`: so many of the oldest causes were left out."""
-
-    as_it_was: Outcome
-    other: Outcome
-    tasks: tuple[TaskOutcome, ...]
-    truncated: int = 0
 
 
 def what_if(
