@@ -1,7 +1,8 @@
 """Is the twin true?  python -m benchmarks.twin_truth --minutes 3 --json OUT
 
 One scenario twice: first in the twin, from the site file, the task files and their plans; then live, under `qipan up` with real
-processes on this machine.  What the twin knows of real engines is how long starts and stops take, fitted from an earlier, short live run.  Submissions and kills come at the same seconds.  The tasks are scripts with a stated pace (`paced.py`),
+processes on this machine.  What the twin knows of real engines is how long starts and stops take and how
+fast work goes on, fitted from an earlier, short live run.  Submissions and kills come at the same seconds.  The tasks are scripts with a stated pace (`paced.py`),
 so that what is compared is Qipan: who waits for whom, who shrinks and grows, starts, stops, checkpoints, work done again.
 `--trained 1` adds models that really train on throttled cores, at the speed that the probe measured.
 
@@ -132,7 +133,7 @@ def both(folder: Path, minutes: float, seed: int, *, trained: bool = False) -> t
     )
     entries = scenario(max(1, round(minutes * 60 / ROUND_S)), seed, trained=trained)
     site = measured(site_file, folder / "cache", trained=trained)
-    live(site_file, practice(), folder / "practice")
+    live(site_file, practice(trained=trained), folder / "practice")
     behaviour = fitted_to(folder / "practice")
     twin = in_twin(site, entries, seed, behaviour)
     return twin, live(site_file, entries, folder / "live")
@@ -152,9 +153,10 @@ def rows_of(twin: Run, live: Run) -> list[dict[str, Any]]:
     return rows
 
 
-def practice() -> list[Entry]:
-    """A few seconds: what has to be seen is a start, a shrink and a growth."""
-    return [entry(0.0, "first", (1, 4), 5.0, 9.0, "sim/a"), entry(1.5, "second", (2, 2), 2.0, 60.0, "sim/a")]
+def practice(*, trained: bool) -> list[Entry]:
+    """A few seconds: what has to be seen is a start, a shrink and a growth, and a model that trains."""
+    found = [entry(0.0, "first", (1, 4), 5.0, 9.0, "sim/a"), entry(1.5, "second", (2, 2), 2.0, 60.0, "sim/a")]
+    return [*found, Entry(2.0, "third", TRAINED.format(name="third"))] if trained else found
 
 
 def scenario(rounds: int, seed: int, *, trained: bool = False) -> list[Entry]:

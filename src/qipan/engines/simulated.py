@@ -6,7 +6,7 @@ It is its own failure domain: a board's crash does not touch it.
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from qipan.clock import Clock
 from qipan.curves import Need, Point
@@ -37,11 +37,12 @@ from qipan.leases import EngineId, LeaseId, Offer, Order, TaskId, Usage
 @dataclass(frozen=True, slots=True)
 class Behaviour:
     """How simulated attempts differ from their plan.  `start_spread` and `speed_spread` are relative standard
-    deviations; `start_share` and `stop_share`: of the planned seconds; `checkpoint_s` between checkpoints; `report_s` between progress
-    reports (0: only at the end)."""
+    deviations; `start_share`, `stop_share`, `pace_share`: of the planned seconds and rates, by the source of the task's curve (1 for others);
+    `checkpoint_s` between checkpoints; `report_s` between progress reports (0: only at the end)."""
 
-    start_share: float = 1.0
-    stop_share: float = 1.0
+    start_share: Mapping[str, float] = field(default_factory=dict)
+    stop_share: Mapping[str, float] = field(default_factory=dict)
+    pace_share: Mapping[str, float] = field(default_factory=dict)
     start_spread: float = 0.1
     speed_spread: float = 0.03
     checkpoint_s: float = 60.0
@@ -110,6 +111,10 @@ class SimulatedEngine:
         self._checkpoints: dict[TaskId, float] = {}
         self._over: dict[TaskId, str] = {}
         self._attempts: dict[TaskId, int] = {}
+        self._due_s: float | None = None  # when something happens by itself, as of `_due_as_of` changes
+        self._due_as_of = -1
+        #: counts whatever may have changed what is held or runs here
+        self.changes = 0
         self.finished: list[TaskId] = []
         #: every attempt that ran: (task, attempt, chip class, devices, start, end)
         self.lifetimes: list[tuple[TaskId, int, ChipClassId, int, float, float]] = []
@@ -117,6 +122,7 @@ class SimulatedEngine:
     # ---- commands --------------------------------------------------------------------------------------------------
 
     def reserve(self, command: Reserve) -> None:
+        self.changes += 1
         if not self._newer(command.task_id, command.term, command.generation):
             self._refuse_stale(command)
             return
@@ -140,6 +146,7 @@ class SimulatedEngine:
         )
 
     def start(self, command: Start) -> None:
+        self.changes += 1
         if not self._newer(command.task_id, command.term, command.generation):
             return
         held = self._lease(command)
@@ -150,6 +157,7 @@ class SimulatedEngine:
             self._begin(held, command.points[0], max(command.attempt, before + 1), held.order.saved_s)
 
     def resize(self, command: Resize) -> None:
+        self.changes += 1
         if not self._newer(command.task_id, command.term, command.generation):
             return
         held = self._lease(command)
@@ -170,6 +178,7 @@ class SimulatedEngine:
         self._begin_stop(held, "resized")
 
     def stop(self, command: Stop) -> None:
+        self.changes += 1
         if not self._newer(command.task_id, command.term, command.generation):
             return
         held = self._lease(command)
@@ -186,6 +195,7 @@ class SimulatedEngine:
             self._begin_stop(held, "parked" if command.park else "cancelled")
 
     def renew(self, command: Renew) -> None:
+        self.changes += 1
         wanted = set(command.lease_ids)
         for held in self._held.values():
             if held.lease_id in wanted:
@@ -215,6 +225,7 @@ class SimulatedEngine:
     def kill(self, task_id: TaskId, why: str) -> None:
         """The task's processes die now."""
         self._advance()
+        self.changes += 1
         held = self._held.get(task_id)
         if held is not None and held.point is not None:
             self._exit(held, "lost", why, self._clock.now_s())
@@ -222,6 +233,7 @@ class SimulatedEngine:
     def change_devices(self, chip_class: ChipClassId, devices: int, why: str) -> None:
         """Devices fail (negative) or come back.  Tasks that no longer fit are lost, newest first."""
         self._advance()
+        self.changes += 1
         self._devices[chip_class] += devices
         self._say(CapacityChanged(self.engine, chip_class, devices, why))
         for task_id, held in sorted(self._held.items(), key=lambda item: (-item[1].started_s, item[0])):
@@ -255,24 +267,36 @@ class SimulatedEngine:
             task: (held.attempt, held.needs) for task, held in self._held.items() if held.point is not None
         }
 
+    def done(self) -> dict[TaskId, float]:
+        """task -> work done of it by now, here and before, in seconds at its best point; of every task that ever ran here."""
+        now_s = self._clock.now_s()
+        running = {task: held.done_s(now_s) for task, held in self._held.items() if held.point is not None}
+        return {**self._checkpoints, **running}
+
     def next_event_s(self) -> float | None:
         """When something happens here by itself."""
-        times = []
-        for held in self._held.values():
-            if held.stopping_s is not None:
-                times.append(held.stopping_s)
-                continue
-            times.append(held.park_at_s())
-            if held.point is not None:
-                times.append(held.end_s())
-                if self._behaviour.report_s:
-                    times.append(held.next_report_s)
-        return min(times, default=None)
+        if self._due_as_of != self.changes:
+            self._due_as_of = self.changes
+            self._due_s = min((self._event_s(held) for held in self._held.values()), default=None)
+        return self._due_s
+
+    def _event_s(self, held: _Held) -> float:
+        if held.stopping_s is not None:
+            return held.stopping_s
+        due_s = held.park_at_s()
+        if held.point is not None:
+            due_s = min(due_s, held.end_s())
+            if self._behaviour.report_s:
+                due_s = min(due_s, held.next_report_s)
+        return due_s
 
     # ---- what happens by itself ------------------------------------------------------------------------------------
 
     def _advance(self) -> None:
-        now_s = self._clock.now_s()
+        now_s, due_s = self._clock.now_s(), self.next_event_s()
+        if due_s is None or due_s > now_s:
+            return
+        self.changes += 1
         for held in sorted(self._held.values(), key=lambda held: held.order.task_id):
             if held.stopping_s is not None and held.stopping_s <= now_s:
                 self._stopped(held)
@@ -299,9 +323,11 @@ class SimulatedEngine:
         self._attempts[held.order.task_id] = attempt
         held.needs = point.needs
         held.base_s = max(base_s, self._checkpoints.get(held.order.task_id, 0.0))
-        start_s = point.start_s * self._behaviour.start_share
+        source = held.order.curve.source
+        start_s = point.start_s * self._behaviour.start_share.get(source, 1.0)
         held.ready_s = now_s + start_s * max(0.2, self._rng.gauss(1.0, self._behaviour.start_spread))
-        held.speed = point.rate * max(0.2, self._rng.gauss(1.0, self._behaviour.speed_spread))
+        pace = point.rate * self._behaviour.pace_share.get(source, 1.0)
+        held.speed = pace * max(0.2, self._rng.gauss(1.0, self._behaviour.speed_spread))
         held.next_report_s = held.ready_s + self._behaviour.report_s
         task_id = held.order.task_id
         started = TaskStarted(
@@ -320,7 +346,8 @@ class SimulatedEngine:
         assert held.point is not None
         held.stop_outcome = outcome
         if held.stopping_s is None:
-            held.stopping_s = self._clock.now_s() + held.point.stop_s * self._behaviour.stop_share
+            share = self._behaviour.stop_share.get(held.order.curve.source, 1.0)
+            held.stopping_s = self._clock.now_s() + held.point.stop_s * share
 
     def _stopped(self, held: _Held) -> None:
         assert held.stopping_s is not None

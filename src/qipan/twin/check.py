@@ -23,23 +23,33 @@ class Violation(AssertionError):
 
 
 def check_world(world: World) -> None:
-    runs_at: dict[TaskId, str] = {}
+    """Boards at whose engine nothing changed since the last check hold what they held."""
+    changed = []
     for board, engine in sorted(world.tree.engines.items()):
         assert isinstance(engine, SimulatedEngine)
+        controller = world.tree.controllers[board]
+        now = (engine.changes, controller, controller.state.tick)
+        if world.checked.get(board) != now:
+            world.checked[board] = now
+            changed.append((board, engine, controller.state))
+            for task_id in world.runs.pop(board, ()):
+                world.runs_at.pop(task_id, None)
+    for board, engine, state in changed:
         for chip_class, free in engine.free().items():
             if free < 0:
                 raise Violation(
                     f"{board}: {-free} devices of {chip_class} are held twice at {world.clock.now_s()} s"
                 )
-        for task_id, (attempt, needs) in engine.running().items():
-            if task_id in runs_at:
-                raise Violation(f"{task_id} runs at {runs_at[task_id]} and at {board} (attempt {attempt})")
-            runs_at[task_id] = board
-            state = world.tree.controllers[board].state.tasks.get(task_id)
-            if state is not None and state.phase is Phase.RUNNING:
-                shapes = {point.needs for point in state.order.curve.points}
-                if needs not in shapes:
-                    raise Violation(f"{task_id} holds {needs} at {board}, which is no point of its curve")
+        running = world.runs[board] = engine.running()
+        for task_id, (attempt, needs) in running.items():
+            other = world.runs_at.setdefault(task_id, board)
+            if other != board:
+                raise Violation(f"{task_id} runs at {other} and at {board} (attempt {attempt})")
+            task = state.tasks.get(task_id)
+            if task is None or task.phase is not Phase.RUNNING:
+                continue
+            if all(point.needs != needs for point in task.order.curve.points):
+                raise Violation(f"{task_id} holds {needs} at {board}, which is no point of its curve")
 
 
 def check_end(world: World, submitted: set[TaskId]) -> None:

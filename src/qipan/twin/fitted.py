@@ -1,7 +1,9 @@
-"""How long starts and stops really take, read from what real engines reported: so the twin's do, too."""
+"""How long starts and stops really take, and how fast work goes on, against the plan: read from what real engines reported, so
+that the twin's simulated engines do as they did.  By the curve's source, for own scripts and the built-in trainer differ by far."""
 
 import json
 import statistics
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -18,26 +20,38 @@ READY = ("ready", "resumed")
 STOPS = ("shrunk", "grown", "reshaped", "preempted", "parked")
 NEWEST = 500  # tasks looked at
 
+Shares = dict[str, list[float]]
+
 
 def fitted(stores: Sequence[Store], base: Behaviour = Behaviour()) -> Behaviour:  # noqa: B008  (frozen)
-    """`stores`: of a tree's boards, the topmost among them; `base` where nothing was recorded.  The medians of measured over planned
-    seconds, start: launch to first useful step; stop: order to exit."""
-    starts: list[float] = []
-    stops: list[float] = []
+    """`stores`: of a tree's boards, the topmost among them; `base` where nothing was recorded.  Medians of measured over planned: start,
+    launch to first useful step; stop, order to exit; pace, work done over the time from the first useful step to the last report."""
+    starts: Shares = defaultdict(list)
+    stops: Shares = defaultdict(list)
+    paces: Shares = defaultdict(list)
     for task_id in _tasks(stores):
         curve = _curve(stores, task_id)
         if curve is None:
             continue
         exits = {attempt: fact for store in stores for attempt, fact in _exits(store, task_id).items()}
-        for attempt, ready_s in _ready(stores, task_id).items():
-            if attempt in exits and (planned_s := curve.point(exits[attempt].usage.point_id).start_s) > 0:
-                starts.append((ready_s - exits[attempt].usage.started_s) / planned_s)
-        stops += _stops(stores, task_id, curve, exits.values())
+        for reports in _reports(stores, task_id).values():
+            point, first, last = curve.point(reports[0].usage.point_id), reports[0], reports[-1]
+            if point.start_s > 0:
+                starts[curve.source].append((first.usage.until_s - first.usage.started_s) / point.start_s)
+            span_s = last.usage.until_s - first.usage.until_s
+            if span_s > 0 and last.done_s > first.done_s:
+                paces[curve.source].append((last.done_s - first.done_s) / span_s / point.rate)
+        stops[curve.source] += _stops(stores, task_id, curve, exits.values())
     return replace(
         base,
-        start_share=statistics.median(starts) if starts else base.start_share,
-        stop_share=statistics.median(stops) if stops else base.stop_share,
+        start_share={**base.start_share, **_medians(starts)},
+        stop_share={**base.stop_share, **_medians(stops)},
+        pace_share={**base.pace_share, **_medians(paces)},
     )
+
+
+def _medians(shares: Shares) -> dict[str, float]:
+    return {source: statistics.median(own) for source, own in sorted(shares.items()) if own}
 
 
 def _tasks(stores: Iterable[Store]) -> list[TaskId]:
@@ -58,14 +72,16 @@ def _exits(store: Store, task_id: TaskId) -> dict[int, TaskExited]:
     return {fact.attempt: fact for fact in facts if isinstance(fact, TaskExited)}
 
 
-def _ready(stores: Iterable[Store], task_id: TaskId) -> dict[int, float]:
-    """attempt -> when it first said that it makes progress."""
-    found: dict[int, float] = {}
+def _reports(stores: Iterable[Store], task_id: TaskId) -> dict[int, list[TaskProgress]]:
+    """attempt -> its reports, from the one that says that it makes progress."""
+    found: dict[int, list[TaskProgress]] = {}
     for store in stores:
-        for _, _, body in store.facts_of(task_id, ("task_progress",)):
-            fact = fact_of(body)
-            if isinstance(fact, TaskProgress) and _event(fact.detail) in READY:
-                found[fact.attempt] = min(fact.usage.until_s, found.get(fact.attempt, fact.usage.until_s))
+        facts = [fact_of(body) for _, _, body in store.facts_of(task_id, ("task_progress",))]
+        own: dict[int, list[TaskProgress]] = {}
+        for fact in facts:
+            if isinstance(fact, TaskProgress) and (fact.attempt in own or _event(fact.detail) in READY):
+                own.setdefault(fact.attempt, []).append(fact)
+        found = {**own, **found}  # each board keeps the same reports
     return found
 
 

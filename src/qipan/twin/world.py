@@ -2,7 +2,7 @@
 second scheduler here, only time, arrivals and faults."""
 
 import random
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from qipan.channel import Carrier, FaultyCarrier
@@ -46,6 +46,10 @@ class World:
     backups: dict[BoardId, Store] = field(default_factory=dict)
     restored: bool = False
     gone: set[TaskId] = field(default_factory=set)  # known only to a board when its machine was lost
+    # what `check_world` saw last: board -> its marks, what ran there; task -> where it ran
+    checked: dict[BoardId, object] = field(default_factory=dict)
+    runs: dict[BoardId, Mapping[TaskId, object]] = field(default_factory=dict)
+    runs_at: dict[TaskId, BoardId] = field(default_factory=dict)
 
     def submit(self, order: Order, at: BoardId | None = None) -> None:
         controller = self.tree.controllers[at] if at else self.tree.root
