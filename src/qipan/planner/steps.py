@@ -25,7 +25,7 @@ START = Probe(
     1e11, 0.0, 2e8, 1e-3, 0.0, 0.0, launch_s=1.2e-3, product_flops_per_s=1.6e11, pass_bytes_per_s=2.7e9,
     weight_s=5e-9, dispatch_s=12e-3,
 )  # fmt: skip
-APART, WIRE = 2.5, 4.0
+APART, WIRE = 1.5, 4.0
 
 
 @dataclass(frozen=True, slots=True)
