@@ -12,8 +12,10 @@ import numpy as np
 import pytest
 
 from qipan.catalogue import load_catalogue
+from qipan.curves import Point
 from qipan.hardware import ChipClassId
 from qipan.host import plan_on
+from qipan.planner import plan_task
 from qipan.planner.cluster import USABLE_MEMORY, best_layouts
 from qipan.planner.costs import costs
 from qipan.planner.mixed import Side, best_mixed
@@ -21,6 +23,7 @@ from qipan.planner.risk import finish
 from qipan.planner.space import RECOMPUTE, Space, space
 from qipan.planner.useful import checkpoint_every_s, useful_share
 from qipan.strategy import check_strategy
+from qipan.workload import Limits
 from qipan.workload.cards import CARDS
 from qipan.workload.model import parameter_count
 from qipan.workload.parse import load_task
@@ -177,6 +180,25 @@ def test_an_option_that_fits_nowhere_else_keeps_its_optimiser_in_host_memory():
     near, far = costs(plain, LLAMA, H100, 4096), costs(away, LLAMA, H100, 4096)
     assert np.min(near.memory_bytes) > H100.memory_bytes.value > np.min(far.memory_bytes)
     assert np.all(far.step_s >= near.step_s)
+
+
+def test_fp8_is_chosen_where_the_task_allows_it_and_the_chip_has_it_with_a_wider_band():
+    site = load_site("examples/sites/three-vendors.yaml")
+    task = load_task("examples/llama-70b.yaml")
+    task = replace(task, limits=Limits())
+
+    def points(precision: str) -> dict[str, Point]:
+        asked = replace(task, work=replace(task.work, precision=precision))
+        curve = plan_task(asked, site.root, chips=CHIPS).curve
+        return {point.point_id: point for point in curve.points}
+
+    plain, low = points("bf16"), points("fp8")
+    assert {point.strategy.sites[0].precision for point in plain.values()} == {"bf16"}
+    h100, a100 = "nvidia/h100-sxm5-80gb:1024", "nvidia/a100-sxm4-80gb:512"
+    assert low[h100].strategy.sites[0].precision == "fp8"
+    assert low[a100].strategy.sites[0].precision == "bf16"
+    assert low[h100].rate / low[a100].rate > 1.2 * plain[h100].rate / plain[a100].rate
+    assert low[h100].rate_p90 / low[h100].rate_p10 > plain[h100].rate_p90 / plain[h100].rate_p10
 
 
 def test_experts_and_long_sequences_are_split_where_that_is_faster():

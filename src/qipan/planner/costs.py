@@ -40,7 +40,6 @@ def costs(
     seq: int,
     constants: Constants | None = None,
     *,
-    fp8: bool = False,
     kernel: int = FUSED,
 ) -> Costs:
     """The costs of one layer are worked out once per way to split it, then gathered."""
@@ -52,13 +51,14 @@ def costs(
         space.expert_parallel,
         space.micro_batch,
         space.recompute,
+        space.fp8,
     )
-    tp, cp, ep, micro, recompute = combos
-    split = Split(tp, cp, ep, micro, tp > 1, recompute, seq, float(fp8), float(kernel))
+    tp, cp, ep, micro, recompute, fp8 = combos
+    split = Split(tp, cp, ep, micro, tp > 1, recompute, seq, fp8, float(kernel))
     table = block(shape, split, rate, c)
     gathered = Block(*(getattr(table, part.name)[where] for part in fields(Block)))
     parallel = np.asarray(space.tensor_parallel > 1)
-    peak = memory(shape, space, rate, seq, sequence_parallel=parallel, fp8=float(fp8), kernel=float(kernel))
+    peak = memory(shape, space, rate, seq, sequence_parallel=parallel, fp8=space.fp8, kernel=float(kernel))
     return step(shape, space, gathered, rate, c, seq, peak, parallel)
 
 

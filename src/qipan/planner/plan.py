@@ -283,9 +283,12 @@ def _catalogue_points(
     rows = task.work.global_batch_tokens // seq
     steps = max(1, task.work.tokens // task.work.global_batch_tokens)
     least, most = max(1, task.devices.min), min(task.devices.max or pool.devices, pool.devices)
-    faster, slower = band(chip)
     found: list[Raw] = []
-    for best in best_layouts(model, pool, chip, rows, seq, task.work.seed, least, most):
+    for best in best_layouts(
+        model, pool, chip, rows, seq, task.work.seed, least, most, fp8=task.work.precision == "fp8"
+    ):
+        low = best.strategy.sites[0].precision == "fp8"
+        faster, slower = band(chip, fp8=low)
         low_s, high_s = best.step_s * faster, best.step_s * slower
         if belief is not None:
             low_s, middle_s, high_s = corrected_s(belief, best.parts_s)
@@ -298,7 +301,8 @@ def _catalogue_points(
             stop_s=best.step_s + saved.save_s,
             strategy=best.strategy, memory_margin=best.memory_margin,
         )  # fmt: skip
-        found.append((pool, best.devices, best.strategy.label(), point, best.step_s, best))
+        label = best.strategy.label() + (" fp8" if low else "")
+        found.append((pool, best.devices, label, point, best.step_s, best))
     if not found:
         why = why_none(model, chip, rows, seq, pool, least, most)
         return [], [Refused(pool.site, pool.chip_class, f"{pool.devices} devices", why)]

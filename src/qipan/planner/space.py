@@ -28,12 +28,13 @@ class Axes:
     expert_parallel: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64)
     node_sharded: tuple[int, ...] = (0, 1)
     offload: tuple[int, ...] = (0, 1)
+    fp8: tuple[int, ...] = (0, 1)
 
     def size(self, model: Model) -> int:
         """Candidates before any is left out."""
         others = (
             self.tensor_parallel, self.micro_batch, self.virtual, self.zero, self.context_parallel,
-            self.expert_parallel, self.node_sharded, self.offload, RECOMPUTE,
+            self.expert_parallel, self.node_sharded, self.offload, self.fp8, RECOMPUTE,
         )  # fmt: skip
         return model.layers * int(np.prod([len(axis) for axis in others]))
 
@@ -46,7 +47,7 @@ class Space:
     """Arrays of one length (or of length 1: the same for all): candidate i is tensor_parallel[i] x pipeline_parallel[i] x
     data_parallel[i] x context_parallel[i] devices, rows of micro_batch[i] sequences, model chunks per stage virtual[i]
     (0: zero bubble), ZeRO stage zero[i], recompute[i] an index into RECOMPUTE; experts over expert_parallel[i] of the data
-    and context ranks; offload[i]: optimiser states in host memory.  `rows` is the global batch in sequences."""
+    and context ranks; offload[i]: optimiser states in host memory; fp8[i]: matrix products in fp8.  `rows` is the global batch in sequences."""
 
     tensor_parallel: Ints
     pipeline_parallel: Ints
@@ -60,6 +61,7 @@ class Space:
     expert_parallel: Ints = field(default_factory=lambda: ONE)
     node_sharded: Ints = field(default_factory=lambda: ZERO)
     offload: Ints = field(default_factory=lambda: ZERO)
+    fp8: Ints = field(default_factory=lambda: ZERO)
 
     def __len__(self) -> int:
         return len(self.tensor_parallel)
@@ -73,7 +75,7 @@ class Space:
         return Space(
             one(self.tensor_parallel), one(self.pipeline_parallel), one(self.data_parallel), one(self.micro_batch),
             one(self.virtual), one(self.zero), one(self.recompute), self.rows, one(self.context_parallel),
-            one(self.expert_parallel), one(self.node_sharded), one(self.offload),
+            one(self.expert_parallel), one(self.node_sharded), one(self.offload), one(self.fp8),
         )  # fmt: skip
 
 
@@ -86,12 +88,13 @@ def space(
     *,
     seq: int = 0,
     offload: bool = False,
+    fp8: bool = False,
 ) -> Space:
     """Every layout that can be: tensor parallel inside a node and over the heads, layers over stages and chunks, rows over
     ranks with the remainder to the first, pieces of a sequence not below CONTEXT_TOKENS, experts over whole ranks.
     Pipelines shard gradients at the most (ZeRO 3 gathers weights anew for each micro-batch); interleaving needs micro-batches in
     multiples of the stages (Narayanan et al. 2021, section 2.2).  `offload`: states in host memory (they are slow there:
-    for when nothing else fits)."""
+    for when nothing else fits).  `fp8`: the same with products in fp8, which is the task's to allow."""
     context = tuple(cp for cp in axes.context_parallel if cp == 1 or seq // cp >= CONTEXT_TOKENS)
     expert = tuple(
         ep
@@ -133,7 +136,7 @@ def space(
     found = Space(
         tp_, pp_, dp_, micro[where], virtual[where], zero[where], recompute[where], rows,
         cp_ if len(context) > 1 else ONE, ep_ if len(expert) > 1 else ONE,
-        offload=ONE if offload else ZERO,
+        offload=ONE if offload else ZERO, fp8=ONE if fp8 else ZERO,
     )  # fmt: skip
     return _with_node_shards(found, devices_per_node) if 1 in axes.node_sharded else found
 
@@ -161,7 +164,7 @@ def _with_node_shards(found: Space, devices_per_node: int) -> Space:
     return Space(
         longer(found.tensor_parallel), longer(found.pipeline_parallel), longer(found.data_parallel),
         longer(found.micro_batch), longer(found.virtual), longer(found.zero), longer(found.recompute), found.rows,
-        longer(found.context_parallel), longer(found.expert_parallel), sharded, found.offload,
+        longer(found.context_parallel), longer(found.expert_parallel), sharded, found.offload, found.fp8,
     )  # fmt: skip
 
 

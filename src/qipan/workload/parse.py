@@ -169,12 +169,13 @@ def _uri(value: Value) -> str:
 
 
 def _work(value: Value) -> Work:
-    fields = value.fields(("tokens", "global_batch", "seq", "seed"))
+    fields = value.fields(("tokens", "global_batch", "seq", "seed", "precision"))
     return Work(
         fields["tokens"].parsed(parse_count) if "tokens" in fields else 0,
         fields["global_batch"].parsed(parse_count) if "global_batch" in fields else 0,
         fields["seq"].parsed(parse_count) if "seq" in fields else 0,
         fields["seed"].whole(0, 2**31) if "seed" in fields else 0,
+        fields["precision"].choice(("bf16", "fp8")) if "precision" in fields else "bf16",  # type: ignore[arg-type]
     )
 
 

@@ -12,12 +12,13 @@ Objective = Literal["cost", "time", "balanced"]
 @dataclass(frozen=True, slots=True)
 class Work:
     """`tokens` in all, `global_batch_tokens` per optimiser step, `seq` tokens per row.
-    0 means not stated (a task with its own script)."""
+    0 means not stated (a task with its own script).  `precision`: the lowest that matrix products may be made in."""
 
     tokens: int = 0
     global_batch_tokens: int = 0
     seq: int = 0
     seed: int = 0
+    precision: Literal["bf16", "fp8"] = "bf16"
 
 
 @dataclass(frozen=True, slots=True)
