@@ -104,6 +104,9 @@ class Storage:
     read_bytes_per_s: float
     write_bytes_per_s: float
     price_micro_cny_per_gib_month: int = 0
+    url: str = ""  # a folder, s3:// or http(s)://, where checkpoints are kept for other sites; "": nowhere
+    options: dict[str, str] = field(default_factory=dict)
+    keep_s: float = 30 * 86_400.0  # how long what was kept stays
 
 
 @dataclass(frozen=True, slots=True)

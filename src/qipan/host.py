@@ -48,6 +48,7 @@ from qipan.scheduler.bids import most_efficient, worth_of
 from qipan.scheduler.limits import why_waiting_text
 from qipan.scheduler.why import why_waiting
 from qipan.store import Store, StoreFolder
+from qipan.transfer import Stager
 from qipan.tree import Tree, build_tree
 from qipan.workload import Launch, Task
 from qipan.workload.site import Site
@@ -190,8 +191,10 @@ class Host:
         return TaskSubmitted(order, hold, task.limits.max_cost_micro_cny)
 
     def _engine(self, board: BoardSpec) -> LeafEngine:
+        own = next((store for store in board.stores if store.url), None)
+        stager = Stager(own, self.site.storages, self.site.ways) if own is not None else None
         return leaf_engine(
-            board, self.folder / "engines" / board.board, self.clock, self.folder / "checkpoints"
+            board, self.folder / "engines" / board.board, self.clock, self.folder / "checkpoints", stager
         )
 
     @property

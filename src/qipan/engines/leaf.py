@@ -43,6 +43,7 @@ from qipan.events import (
 )
 from qipan.hardware import BoardSpec, ChipClassId
 from qipan.leases import EngineId, LeaseId, Offer, Order, TaskId, Usage
+from qipan.transfer import Stager
 from qipan.workload import Launch
 from qipan.workload.task import Part
 
@@ -81,6 +82,7 @@ class Held:
     next_point: Point | None = None  # the attempt that begins once the hold is granted
     doubtful: bool = False  # nobody can say whether it runs: its lease is not renewed
     called_in: str = ""  # why the engine itself asked for the devices back
+    staging: bool = False  # its data is on the way; it holds no devices yet
 
 
 @dataclass(slots=True)
@@ -97,7 +99,8 @@ class Reading:
 
 
 class LeafEngine:
-    """`wait_s`: a hold that was not granted for so long is given up, and the lease refused."""
+    """`wait_s`: a hold that was not granted for so long is given up, and the lease refused.  `stager`: brings what a task
+    saved elsewhere before devices are asked for, and keeps what it saved here; None: all sites see one folder."""
 
     def __init__(
         self,
@@ -109,6 +112,7 @@ class LeafEngine:
         launcher: Launcher,
         wait_s: float = 20.0,
         sick: Callable[[], Mapping[ChipClassId, Mapping[int, str]]] = dict,
+        stager: Stager | None = None,
     ) -> None:
         self.engine = engine
         self.folder = folder
@@ -119,6 +123,7 @@ class LeafEngine:
         self._wait_s = wait_s
         #: chip class -> device -> why it is to be drained: what runs there is parked, and nothing more is put there
         self._sick = sick
+        self._stager = stager
         (folder / "attempts").mkdir(parents=True, exist_ok=True)
         (folder / "holds").mkdir(exist_ok=True)
         self._pools = {pool.chip_class: pool for pool in board.pools}
@@ -134,7 +139,8 @@ class LeafEngine:
         for held in self._held.values():
             if held.attempt and (held.resize is not None or held.stop_outcome):
                 self._ask_to_stop(held)  # the order was kept, the file may not have been written
-        launcher.adopt(self._prefix(), [self._hold_of(held) for held in self._held.values()])
+        asked = [self._hold_of(held) for held in self._held.values() if not held.staging]
+        launcher.adopt(self._prefix(), asked)
         self._offer()
 
     # ---- commands --------------------------------------------------------------------------------------------------
@@ -155,7 +161,12 @@ class LeafEngine:
             tuple(free[: need.devices]), now_s + command.duration_s, command.duration_s,
             saved_s=command.order.saved_s, hold=self._hold_name(command.lease_id, command.generation), asked_s=now_s,
         )  # fmt: skip
-        self._ask_for(command.task_id, held)
+        if self._stager is None or not command.order.attempt:
+            self._ask_for(command.task_id, held)
+            return
+        self._hold_of(held).folder.mkdir(parents=True, exist_ok=True)
+        self._hold(command.task_id, replace(held, devices=(), staging=True))
+        self._look_at_staging(command.task_id, self._held[command.task_id])
 
     def start(self, command: Start) -> None:
         held = self._leased(command)
@@ -257,6 +268,22 @@ class LeafEngine:
         self._launcher.hold(hold)
         self._look_at_hold(task_id, held)
 
+    def _look_at_staging(self, task_id: TaskId, held: Held) -> None:
+        """Devices are asked for once the task's data is here: they never wait for it."""
+        assert self._stager is not None
+        folder = self._checkpoints_of(held)
+        came = self._stager.arrive(folder.name, folder, held.order.attempt, held.order.saved_s)
+        now_s, need = self._clock.lease_s(), held.needs[0]
+        if came.state == "failed" or (came.state == "coming" and now_s > held.asked_s + self._wait_s):
+            self._give_up(
+                task_id, held, came.why
+            )  # what is under way goes on, and is there when it is asked again
+        elif came.state == "here" and len(self._free(need.chip_class)) < need.devices:
+            self._give_up(task_id, held, "others took the devices while its data came")
+        elif came.state == "here":
+            devices = tuple(self._free(need.chip_class)[: need.devices])
+            self._ask_for(task_id, replace(held, staging=False, devices=devices, asked_s=now_s))
+
     def _look_at_hold(self, task_id: TaskId, held: Held) -> None:
         found = self._launcher.look(self._hold_of(held))
         now_s = self._clock.lease_s()
@@ -320,7 +347,7 @@ class LeafEngine:
                     self._call_in(task_id, held, f"{self._board.board} needs its devices back")
 
     def _counts(self, held: Held, chip_class: ChipClassId) -> int:
-        return held.needs[0].devices if held.needs[0].chip_class == chip_class else 0
+        return held.needs[0].devices if held.needs[0].chip_class == chip_class and not held.staging else 0
 
     def _call_in(self, task_id: TaskId, held: Held, why: str) -> None:
         if not held.attempt or held.next_point is not None:
@@ -388,8 +415,7 @@ class LeafEngine:
         self, held: Held, launch: Launch, point: Point, folder: Path, ranks: list[str]
     ) -> dict[str, str]:
         task_id = held.order.task_id
-        part = launch.task.part  # parts at one site write one checkpoint
-        checkpoints = self._checkpoints / (f"{part.of}.{part.site}" if part is not None else task_id)
+        checkpoints = self._checkpoints_of(held)
         checkpoints.mkdir(parents=True, exist_ok=True)
         every_s = launch.task.checkpoint.every_s
         return {
@@ -414,9 +440,17 @@ class LeafEngine:
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         }
 
+    def _checkpoints_of(self, held: Held) -> Path:
+        part = msgspec.json.decode(held.order.launch, type=Launch).task.part
+        # parts at one site write one checkpoint
+        return self._checkpoints / (f"{part.of}.{part.site}" if part is not None else held.order.task_id)
+
     def _look_at(self, task_id: TaskId) -> None:
         """What the attempt wrote since, and whether it ended."""
         held = self._held[task_id]
+        if held.staging:
+            self._look_at_staging(task_id, held)
+            return
         if not held.attempt or held.next_point is not None:
             self._look_at_hold(task_id, held)
             return
@@ -476,6 +510,7 @@ class LeafEngine:
                     if steps_known:
                         held = replace(held, saved_s=work_s * min(step, steps_known) / steps_known)
                         self._hold(task_id, held)
+                        self._keep(held)
                     said = line.decode(errors="replace")
                 case "done":
                     reading.finished = True
@@ -502,6 +537,13 @@ class LeafEngine:
             self._report(task_id, held, folder, reading, said)
         return held
 
+    def _keep(self, held: Held) -> None:
+        """What a task saves is kept as it goes on, should its site be lost.  An own script's files may be half written."""
+        own = bool(msgspec.json.decode(held.order.launch, type=Launch).task.run)
+        if self._stager is not None and not own:
+            data = self._checkpoints_of(held)
+            self._stager.keep(data.name, data, held.attempt, held.saved_s)
+
     def _report(self, task_id: TaskId, held: Held, folder: Path, reading: Reading, detail: str) -> None:
         pid = read_json(folder / "pid.json")
         began_s = pid["started_s"] if pid else self._clock.now_s()
@@ -522,6 +564,12 @@ class LeafEngine:
         self, task_id: TaskId, held: Held, folder: Path, reading: Reading, ended: dict[str, Any]
     ) -> None:
         outcome, why = self._outcome(held, folder, reading, ended)
+        if self._stager is not None and outcome in ("parked", "lost"):  # it may go on at another site
+            data = self._checkpoints_of(held)
+            kept = self._stager.settle(data.name, data, held.attempt, held.saved_s)
+            if kept is None:
+                return  # the exit is said once others can find what it saved
+            why = f"{why}; what it saved is not kept for other sites: {kept}" if kept else why
         began_s, end_s = float(str(ended["started_s"])), float(str(ended["ended_s"]))
         work_s = held.order.curve.work_s
         saved_s = work_s if outcome == "done" else held.saved_s

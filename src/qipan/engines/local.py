@@ -16,6 +16,7 @@ from qipan.errors import InvalidInput
 from qipan.hardware import BoardSpec, ChipClassId
 from qipan.leases import EngineId
 from qipan.probe.watch import Watch
+from qipan.transfer import Stager
 
 
 class LocalEngine(LeafEngine):
@@ -30,10 +31,13 @@ class LocalEngine(LeafEngine):
         checkpoints: Path,
         quotas: bool | None = None,
         sick: Callable[[], Mapping[ChipClassId, Mapping[int, str]]] | None = None,
+        stager: Stager | None = None,
     ) -> None:
         real = [pool.chip_class for pool in board.pools if not pool.cpu_share]
         watch = sick or (Watch(real).sick if real else dict)
-        super().__init__(engine, board, folder, clock, checkpoints, Processes(board, quotas), sick=watch)
+        super().__init__(
+            engine, board, folder, clock, checkpoints, Processes(board, quotas), sick=watch, stager=stager
+        )
 
 
 class Processes:

@@ -14,17 +14,21 @@ from qipan.errors import InvalidInput
 from qipan.hardware import BoardSpec, Pool
 from qipan.leases import EngineId
 from qipan.quantities import parse_duration_s
+from qipan.transfer import Stager
 
 #: between looks at a queue.  What a job says of itself comes by files at once; Ray's dashboard is dear to ask
 POLL_S = {"ray": 5.0}
 
 
-def leaf_engine(board: BoardSpec, folder: Path, clock: Clock, checkpoints: Path) -> LeafEngine:
+def leaf_engine(
+    board: BoardSpec, folder: Path, clock: Clock, checkpoints: Path, stager: Stager | None = None
+) -> LeafEngine:
     """`folder` holds what the engine knows; with `engine_options: folder`, a place that the nodes see too, it is a link
-    to there."""
+    to there.  With a `stager` checkpoints lie in it; without one in `checkpoints`, which all sites see."""
     name = EngineId(f"{board.board}-{board.engine}")
     if board.engine == "local":
-        return LocalEngine(name, board, folder, clock, checkpoints)
+        own = folder / "checkpoints" if stager is not None else checkpoints
+        return LocalEngine(name, board, folder, clock, own, stager=stager)
     shared = board.engine_options.get("folder")
     if shared:
         mark = hashlib.blake2b(str(folder.absolute()).encode(), digest_size=4).hexdigest()
@@ -39,9 +43,10 @@ def leaf_engine(board: BoardSpec, folder: Path, clock: Clock, checkpoints: Path)
         board,
         folder.resolve(),
         clock,
-        checkpoints,
+        folder.resolve() / "checkpoints" if stager is not None else checkpoints,
         QueueLauncher(_queue(board), POLL_S.get(board.engine, 2.0)),
         wait_s,
+        stager=stager,
     )
 
 

@@ -2,12 +2,13 @@
 
 import os
 import re
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from qipan.errors import InvalidInput, NotFound
 from qipan.hardware import BoardId, BoardSpec, ChipClassId, Pool, PoolId, Storage
-from qipan.network import Link
+from qipan.network import Link, link_between
 from qipan.quantities import parse_bytes, parse_bytes_per_s, parse_duration_s, parse_money_micro_cny
 from qipan.workload.reader import Value, read_yaml
 
@@ -30,6 +31,8 @@ class Site:
     tenants: tuple[Tenant, ...] = ()
     tariff_version: str = "1"
     lease_s: float = 60.0
+    storages: tuple[Storage, ...] = ()  # of the whole tree, where other sites can reach them
+    ways: tuple[Link, ...] = ()  # between the sites of any two of them
 
     def pools(self) -> list[Pool]:
         return [pool for board in self.root.walk() for pool in board.pools]
@@ -79,6 +82,10 @@ def parse_site(value: Value, *, pools_needed: bool = True) -> Site:
         fields["tariff_version"].text() if "tariff_version" in fields else "1",
         fields["lease"].parsed(parse_duration_s) if "lease" in fields else 60.0,
     )
+    site = replace(
+        site, storages=tuple(store for board in root.walk() for store in board.stores if store.url)
+    )
+    site = replace(site, ways=tuple(_ways(site)))
     tenants = [tenant.name for tenant in site.tenants]
     if len(set(tenants)) < len(tenants):
         raise fields["tenants"].error(f"a tenant stands twice among {', '.join(tenants)}; keep one of each")
@@ -87,6 +94,18 @@ def parse_site(value: Value, *, pools_needed: bool = True) -> Site:
     if pools_needed and not site.pools():
         raise fields["board"].error("has no pool anywhere; give at least one board `pools`")
     return site
+
+
+def _ways(site: Site) -> Iterator[Link]:
+    down: dict[BoardId, tuple[BoardId, ...]] = {site.root.board: (site.root.board,)}
+    for board in site.root.walk():
+        for child in board.children:
+            down[child.board] = (*down[board.board], child.board)
+    for source in site.storages:
+        for target in site.storages:
+            link = link_between(site.links, down[source.site], down[target.site])
+            if link is not None and source.site != target.site:
+                yield replace(link, source=source.site, target=target.site)
 
 
 def _board(value: Value, region: str, level: int) -> BoardSpec:
@@ -197,7 +216,9 @@ def _pool(value: Value, board: BoardId) -> Pool:
 
 
 def _storage(value: Value, board: BoardId) -> Storage:
-    fields = value.fields(("id", "capacity", "read", "write", "price_per_gib_month"))
+    fields = value.fields(
+        ("id", "capacity", "read", "write", "price_per_gib_month", "url", "options", "keep")
+    )
     return Storage(
         fields["id"].text() if "id" in fields else f"{board}/storage",
         board,
@@ -205,12 +226,17 @@ def _storage(value: Value, board: BoardId) -> Storage:
         fields["read"].parsed(parse_bytes_per_s) if "read" in fields else 0.0,
         fields["write"].parsed(parse_bytes_per_s) if "write" in fields else 0.0,
         fields["price_per_gib_month"].parsed(parse_money_micro_cny) if "price_per_gib_month" in fields else 0,
+        url=fields["url"].text() if "url" in fields else "",
+        options={key: item.text() for key, item in fields["options"].mapping().items()}
+        if "options" in fields
+        else {},
+        keep_s=fields["keep"].parsed(parse_duration_s) if "keep" in fields else 30 * 86_400.0,
     )
 
 
 def _links(value: Value, names: list[BoardId]) -> list[Link]:
     """One entry is a link in both directions."""
-    fields = value.fields(("between", "rate", "latency", "egress_per_gib"))
+    fields = value.fields(("between", "rate", "latency", "egress_per_gib", "share"))
     ends = [BoardId(item.text()) for item in fields["between"].items()] if "between" in fields else []
     if len(ends) != 2 or any(end not in names for end in ends):
         raise value.error(f"`between` names two boards of the tree, found {ends}")
@@ -219,7 +245,11 @@ def _links(value: Value, names: list[BoardId]) -> list[Link]:
     price = fields["egress_per_gib"].parsed(parse_money_micro_cny) if "egress_per_gib" in fields else 0
     if rate <= 0:
         raise fields["rate"].error("must be above zero")
-    return [Link(ends[0], ends[1], rate, latency_s, price), Link(ends[1], ends[0], rate, latency_s, price)]
+    share = _number(fields["share"]) if "share" in fields else 1.0
+    if not 0 < share <= 1:
+        raise fields["share"].error(f"{share} is no share of a link; give more than 0, at most 1")
+    ways = ((ends[0], ends[1]), (ends[1], ends[0]))
+    return [Link(source, target, rate, latency_s, price, share) for source, target in ways]
 
 
 def _tenant(value: Value) -> Tenant:

@@ -1,0 +1,143 @@
+"""`qipan storage`: keep a folder in a content-addressed storage, bring it from one, serve one to other sites."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Optional
+
+import typer
+
+from qipan.errors import InvalidInput, NotFound, QipanError
+
+if TYPE_CHECKING:
+    from qipan.transfer import ContentStorage
+
+app = typer.Typer(
+    no_args_is_help=True,
+    help="Content-addressed storages: keep folders, copy them between sites, serve them.",
+)
+Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
+Options = Annotated[
+    Optional[list[str]],  # noqa: UP045
+    typer.Option("--option", help="KEY=VALUE, as under storage.options of a site file; may be given often."),
+]
+
+
+@app.command()
+def put(folder: Path, url: str, name: str, option: Options = None, json_: Json = False) -> None:
+    """Keep what FOLDER holds as NAME in the storage at URL; what is there already is not written again."""
+    import time
+
+    from qipan.cli.app import out
+    from qipan.quantities import format_bytes
+
+    if not folder.is_dir():
+        raise NotFound(f"{folder} is no folder; name one that holds what is to be kept")
+    made = _opened(url, option).publish(folder, name, now_s=time.time())
+    if json_:
+        out({"name": name, "bytes": made.manifest.size_bytes, "new_bytes": made.new_bytes})
+    else:
+        whole, new = format_bytes(made.manifest.size_bytes), format_bytes(made.new_bytes)
+        print(f"{name}: {whole} in {len(made.manifest.files)} files, {new} of it new")
+
+
+@app.command()
+def get(
+    url: str,
+    name: str,
+    folder: Path,
+    option: Options = None,
+    rate: Annotated[str, typer.Option(help="At most so fast: 200Mbit/s, 40MB/s.")] = "",
+    json_: Json = False,
+) -> None:
+    """FOLDER becomes what the storage at URL keeps as NAME.  Cut off, it goes on where it was when it is called again."""
+    from qipan.cli.app import out
+    from qipan.quantities import format_bytes, parse_bytes_per_s
+    from qipan.staging import CHUNK_BYTES
+    from qipan.transfer import Progress, fetch
+    from qipan.transfer.fetch import Pace
+
+    storage, progress = _opened(url, option), Progress()
+    manifest = storage.manifest(name)
+    if manifest is None:
+        raise NotFound(f"{url} keeps nothing named {name!r}; `qipan storage ls` tells what it keeps")
+    pace = Pace(parse_bytes_per_s(rate), CHUNK_BYTES) if rate else None
+    try:
+        fetch(storage, manifest, folder, progress, pace)
+    except QipanError as error:
+        raise type(error)(
+            f"{error}; {format_bytes(progress.sent_bytes)} came and stay, call again to go on"
+        ) from None
+    if json_:
+        out({"name": name, "sent_bytes": progress.sent_bytes, "here_bytes": progress.here_bytes})
+    else:
+        sent, here = format_bytes(progress.sent_bytes), format_bytes(progress.here_bytes)
+        print(f"{folder}: {sent} came and were verified, {here} were here")
+
+
+@app.command()
+def ls(url: str, option: Options = None, json_: Json = False) -> None:
+    """What the storage at URL keeps (a folder or S3; one behind HTTP does not list)."""
+    from datetime import UTC, datetime
+
+    from qipan.cli.app import out
+    from qipan.quantities import format_bytes
+
+    found = _opened(url, option).manifests()
+    if json_:
+        out(
+            [
+                {
+                    "name": one.name,
+                    "attempt": one.attempt,
+                    "bytes": one.size_bytes,
+                    "written_s": one.written_s,
+                }
+                for one in found
+            ]
+        )
+        return
+    for one in found:
+        when = datetime.fromtimestamp(one.written_s, UTC).strftime("%Y-%m-%d %H:%M:%S")
+        print(f"{one.name}  attempt {one.attempt}  {format_bytes(one.size_bytes)}  {when} UTC")
+    if not found:
+        print(f"{url} keeps nothing yet")
+
+
+@app.command()
+def serve(
+    folder: Path,
+    token_file: Annotated[Path, typer.Option(help="Its one line must be known to readers.")],
+    listen: Annotated[str, typer.Option(help="HOST:PORT.")] = "127.0.0.1:8970",
+    cert: Annotated[Optional[Path], typer.Option(help="PEM; without it plain HTTP.")] = None,  # noqa: UP045
+    key: Annotated[Optional[Path], typer.Option(help="PEM of the certificate's key.")] = None,  # noqa: UP045
+) -> None:
+    """Let other sites read the storage in FOLDER over HTTP, until Ctrl-C."""
+    from qipan.transfer.serve import server
+
+    host, _, port = listen.rpartition(":")
+    if not host or not port.isdigit():
+        raise InvalidInput(f"--listen is {listen!r}; write HOST:PORT, such as 0.0.0.0:8970")
+    if not token_file.is_file() or not token_file.read_text().strip():
+        raise NotFound(f"{token_file} holds no token; write one line that only readers know")
+    serving = server(folder, host, int(port), token_file.read_text().strip(), cert, key)
+    where = f"{'https' if cert else 'http'}://{host}:{serving.server_port}"
+    print(f"{folder} is served at {where}", flush=True)
+    try:
+        serving.serve_forever()
+    except KeyboardInterrupt:
+        serving.server_close()
+
+
+def _opened(url: str, options: list[str] | None) -> "ContentStorage":
+    from qipan.hardware import BoardId, Storage
+    from qipan.transfer import open_storage
+
+    given: Mapping[str, str] = dict(_pair(text) for text in options or [])
+    return open_storage(Storage(url, BoardId(""), 0, 0.0, 0.0, url=url, options=dict(given)))
+
+
+def _pair(text: str) -> tuple[str, str]:
+    name, found, value = text.partition("=")
+    if not found:
+        raise InvalidInput(f"--option {text[:60]!r} is no KEY=VALUE")
+    return name, value
