@@ -38,6 +38,7 @@ from qipan.scheduler.snapshot import decode_state, encode_state
 from qipan.store import Store, StoredFact, StoredTick
 
 KEPT_EVERY_S = 86_400.0  # so far apart are the snapshots from which replay may begin
+FACTS_A_TICK = 200  # so many facts count as a tick towards the next snapshot
 HERE = "here"
 PARENT = "parent"
 
@@ -91,10 +92,7 @@ class Controller:
         self._snapshot_every = snapshot_every
         self._inbox: list[Fact] = []
         self._wake_s: float | None = None
-        self._since_snapshot = [
-            0,
-            0,
-        ]  # ticks, facts: a large state is written when there is as much to say anew
+        self._since_snapshot = [0, 0]  # ticks, facts
         self._recover()
         same_boot = store.get("boot_id") in (None, clock.boot_id())
         store.put("boot_id", clock.boot_id())
@@ -171,10 +169,15 @@ class Controller:
             deliver(self.engines[sent.engine], sent.command)
         self._since_snapshot[0] += 1
         self._since_snapshot[1] += len(facts)
-        if self._since_snapshot[0] >= self._snapshot_every and self._since_snapshot[1] * 4 >= len(
-            self.state.tasks
-        ):
+        if self._snapshot_is_due():
             self.snapshot(keep=moment.now_s - self._kept_s >= KEPT_EVERY_S)
+
+    def _snapshot_is_due(self) -> bool:
+        """After so many ticks or facts, but a large state only when there is a quarter as much to say anew: a restart reads no
+        more than that beside the snapshot."""
+        ticks, facts = self._since_snapshot
+        many = ticks >= self._snapshot_every or facts >= self._snapshot_every * FACTS_A_TICK
+        return many and facts * 4 >= len(self.state.tasks)
 
     def _transfers(self, facts: Sequence[Fact], decision: Decision, now_s: float) -> list[Transfer]:
         if self.books is None:

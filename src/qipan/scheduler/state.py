@@ -166,7 +166,7 @@ class State:
 
     def time_due_s(self, task: TaskState) -> float | None:
         """When a waiting task may be placed where it was refused, or is promised devices no longer."""
-        if task.phase is not Phase.QUEUED:
+        if task.phase is not Phase.QUEUED or not (task.refused or task.promised_until_s):
             return None
         times = [again_s for _, again_s in task.refused]
         if task.promised_until_s:

@@ -7,10 +7,11 @@ holds for all of them.
 
 import heapq
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
-from qipan.curves import Point
+from qipan.curves import Curve, Point
 from qipan.leases import AskStep, EngineId, LeaseId, Offer, Order, TaskId
 from qipan.scheduler.bids import steady
 
@@ -220,7 +221,9 @@ class Tasks(dict[TaskId, "TaskState"]):
         if id(points) not in self._users:
             for other in self._curves.get(_mark(points), ()):
                 if other == points:
-                    return replace(order, curve=replace(order.curve, points=other))
+                    parts = [*_parts(order)]
+                    parts[_CURVE] = Curve(other, order.curve.work_s, order.curve.source)
+                    return Order(*parts)  # a third of the time that `replace` takes
         return order
 
     # ---- keeping ---------------------------------------------------------------------------------------------------
@@ -300,6 +303,10 @@ def group_key(task: "TaskState") -> GroupKey:
         tuple([engine for engine, _ in task.refused]) if task.refused else (),
         parent.points if parent is not None and parent.started else (), parent is not None,
     )  # fmt: skip
+
+
+_parts = attrgetter(*[field.name for field in fields(Order)])
+_CURVE = [field.name for field in fields(Order)].index("curve")
 
 
 def _mark(points: tuple[Point, ...]) -> tuple[Any, ...]:
