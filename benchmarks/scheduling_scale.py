@@ -199,7 +199,7 @@ def rounds(devices: int, waiting: list[Order], count: int) -> dict[str, Any]:
     assert total >= 0
     return {
         "devices": devices, "tasks": len(waiting), "classes": classes, "admission_s": admitted_s,
-        "round_full_s": statistics.median(full_s), "round_free_s": statistics.median(free_s), "ordered": ordered,
+        "round_full_s": statistics.median(full_s), "round_free_s": statistics.median([took for took, sent in zip(free_s, ordered, strict=True) if sent]), "ordered": ordered,
         "floor_s": floor_s,
     }  # fmt: skip
 

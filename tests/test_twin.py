@@ -1,12 +1,14 @@
 """The real controllers on a manual clock: invariants under lost, late and repeated messages, crashes and kills."""
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 
 from qipan.clock import named_random
 from qipan.controller import verify
-from qipan.leases import TaskId
+from qipan.hardware import BoardSpec
+from qipan.leases import Order, TaskId
 from qipan.scheduler import Settings
 from qipan.twin import (
     Faults,
@@ -33,16 +35,18 @@ def stormy_world(
     tasks: int = 40,
     settings: Settings = Settings(),  # noqa: B008
     tenants: tuple[str, ...] = ("alice",),
+    spec: BoardSpec | None = None,
+    change: Callable[[Order], Order] = lambda order: order,
 ) -> tuple[World, set[TaskId]]:
     """Forty tasks on three levels; a tenth of the messages lost, a fifth late, a tenth repeated; one board crashes,
     three attempts are killed."""
     rng = named_random(seed, "faults of the world")
     world = build_world(
-        nation(), seed=seed, settings=settings, faults=Faults(lose=0.1, delay=0.2, repeat=0.1)
+        spec or nation(), seed=seed, settings=settings, faults=Faults(lose=0.1, delay=0.2, repeat=0.1)
     )
     world.after_step.append(check_world)
     orders = [
-        replace(order, tenant=tenants[number % len(tenants)])
+        change(replace(order, tenant=tenants[number % len(tenants)]))
         for number, order in enumerate(random_orders(named_random(seed, "orders"), tasks, 300.0))
     ]
     world.happenings = arrivals(orders)

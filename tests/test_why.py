@@ -4,9 +4,9 @@ from dataclasses import replace
 
 import pytest
 
-from qipan.events import EngineLost, ParkRequested, RulesSet, TaskSubmitted
+from qipan.events import EngineLost, EngineOffered, ParkRequested, RulesSet, TaskSubmitted
 from qipan.hardware import BoardId
-from qipan.leases import EngineId, TaskId
+from qipan.leases import EngineId, Room, TaskId
 from qipan.quota import Loan, QuotaRule
 from qipan.scheduler import Moment, Phase, State, decide
 from qipan.scheduler.why import changes_that_start, why_waiting
@@ -27,6 +27,22 @@ def waiting(
         decide(state, [fact], Moment(1, 1))
         run_until_started(state, fact.order.task_id)
     decide(state, [me], Moment(2, 2))
+    return state
+
+
+def storing(me: TaskSubmitted, space_bytes: int, rate: float) -> State:
+    """A storage in which another task's checkpoints lie, 200 B at 10 B/s; `me` needs as much."""
+    state = leaf_state(8)
+    room = Room("dc/storage", space_bytes, rate)
+    decide(state, [EngineOffered(ENGINE, state.engines[ENGINE].offers, False, room)], Moment(0.5, 0.5))
+    for fact in (of("other", "o", 2, elastic=False), me):
+        points = tuple(
+            replace(point, storage_bytes=200, storage_bytes_per_s=10.0) for point in fact.order.curve.points
+        )
+        order = replace(fact.order, curve=replace(fact.order.curve, points=points))
+        decide(state, [TaskSubmitted(order, 0)], Moment(1, 1))
+        if fact is not me:
+            run_until_started(state, order.task_id)
     return state
 
 
@@ -72,6 +88,9 @@ SITUATIONS = {
     "notice": lambda: waiting(QuotaRule(DC, "owner", floor=6, loan=Loan(0.5)), me=of("me", "me", 4)),
     "share": lambda: waiting(QuotaRule(DC, "owner", share=0.75), me=of("me", "me", 4, preemptible=False)),
     "elastic": lambda: waiting(QuotaRule(DC, "owner", share=0.75), me=of("me", "me", 4, preemptible=False)),
+    "apart": lambda: waiting(runs=(of("me", "o", 2, apart="web", elastic=False),), me=of("me", "me", 4, apart="web")),
+    "storage": lambda: storing(me=of("me", "me", 4), space_bytes=250, rate=0.0),
+    "storage rate": lambda: storing(me=of("me", "me", 4), space_bytes=0, rate=15.0),
     "protect": lambda: waiting(
         QuotaRule(DC, "owner", share=0.75), QuotaRule(DC, "me", ceiling=8, protect=("serve",)), me=of("me", "me", 4, kind="serve")
     ),
@@ -111,6 +130,20 @@ def test_the_ceiling_that_why_names_is_the_least():
         c for c in changes_that_start(SITUATIONS["ceiling"](), ME, Moment(3, 3)) if c.constraint == "ceiling"
     ]
     assert change.text.startswith("with a ceiling of 4 ")
+
+
+@pytest.mark.parametrize(
+    ("situation", "text"),
+    [
+        ("storage", "with 150B more in dc/storage"),
+        ("storage rate", "with 2 times as long between its checkpoints"),
+        ("apart", "without `limits.apart: web`"),
+    ],
+)
+def test_the_change_is_the_cheapest_and_what_it_runs_into_is_said(situation, text):
+    told = why_waiting(SITUATIONS[situation](), ME, 3.0, 3.0)
+    assert text in [entry["text"] for entry in told]
+    assert ("dc/storage" if "storage" in situation else "engine has o") in told[0]["text"]
 
 
 def test_why_on_a_board_of_many_tasks_copies_what_matters():

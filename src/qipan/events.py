@@ -13,7 +13,7 @@ import msgspec
 
 from qipan.curves import Need, Point
 from qipan.errors import InvalidInput
-from qipan.leases import EngineId, LeaseId, Offer, Order, TaskId, Usage
+from qipan.leases import EngineId, LeaseId, Offer, Order, Room, TaskId, Usage
 from qipan.quota import QuotaRule
 
 FactId = NewType("FactId", int)
@@ -113,6 +113,7 @@ class EngineOffered:
     engine: EngineId
     offers: tuple[Offer, ...]
     chooses: bool
+    room: Room | None = None  # of a leaf engine's storage
     kind: ClassVar[str] = "engine_offered"
     cause: ClassVar[bool] = False
 

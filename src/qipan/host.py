@@ -654,7 +654,7 @@ def order_of(site: Site, task: Task, task_id: TaskId, curve: Curve, now_s: float
     return Order(
         task_id, tenant_of(site, task), task.name, curve, bid, now_s, deadline_s, task.elastic, task.objective,
         task.limits.regions, task.limits.vendors, on_partition=task.on_partition,
-        launch=msgspec.json.encode(Launch(task)), preemptible=task.elastic, kind=task.kind,
+        launch=msgspec.json.encode(Launch(task)), preemptible=task.elastic, kind=task.kind, apart=task.limits.apart,
     )  # fmt: skip
 
 

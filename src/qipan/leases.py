@@ -1,10 +1,11 @@
 """Offers, leases, orders, reasons and receipts: what boards and engines say to each other about capacity."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NewType
 
 from qipan.curves import Curve, Need
-from qipan.hardware import ChipClassId
+from qipan.hardware import ChipClassId, Storage
 
 TaskId = NewType("TaskId", str)
 LeaseId = NewType("LeaseId", str)
@@ -32,6 +33,23 @@ class Offer:
     tariff_micro_cny_per_device_hour: int
     site: str = ""
     region: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Room:
+    """The storage where a leaf engine's tasks keep their checkpoints.  0: not counted."""
+
+    storage_id: str
+    space_bytes: int = 0
+    write_bytes_per_s: float = 0.0
+
+
+def room_of(storages: Sequence[Storage]) -> Room | None:
+    """Of a site's storages the first is where checkpoints lie."""
+    if not storages:
+        return None
+    first = storages[0]
+    return Room(first.storage_id, first.capacity_bytes, first.write_bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +81,7 @@ class Order:
     gang: tuple[str, ...] = ()  # tasks that start together or not at all
     above: str = ""  # the lease that the placing board holds from its own parent
     kind: str = ""  # train, finetune, batch, serve, dev; empty: not known
+    apart: str = ""  # tasks of a tenant with the same word never run at one engine at a time
 
 
 @dataclass(frozen=True, slots=True)

@@ -42,7 +42,7 @@ from qipan.events import (
     encode,
 )
 from qipan.hardware import BoardSpec, ChipClassId
-from qipan.leases import EngineId, LeaseId, Offer, Order, TaskId, Usage
+from qipan.leases import EngineId, LeaseId, Offer, Order, TaskId, Usage, room_of
 from qipan.transfer import Stager
 from qipan.workload import Launch
 from qipan.workload.task import Part
@@ -326,7 +326,7 @@ class LeafEngine:
         )  # fmt: skip
         if offers != self._offered:
             self._offered = offers
-            self._say(EngineOffered(self.engine, offers, chooses=False))
+            self._say(EngineOffered(self.engine, offers, chooses=False, room=room_of(self._board.stores)))
         for task_id, held in sorted(self._held.items()):
             bad = {
                 device: why

@@ -31,7 +31,7 @@ from qipan.events import (
     TaskStarted,
 )
 from qipan.hardware import ChipClassId
-from qipan.leases import EngineId, LeaseId, Offer, Order, TaskId, Usage
+from qipan.leases import EngineId, LeaseId, Offer, Order, Room, TaskId, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,13 +98,15 @@ class SimulatedEngine:
         clock: Clock,
         rng: random.Random,
         behaviour: Behaviour = Behaviour(),
+        room: Room | None = None,
     ) -> None:
         self.engine = engine
         self.site = site
         self._clock = clock
         self._rng = rng
         self._behaviour = behaviour
-        self._journal: list[Fact] = [EngineOffered(engine, offers, chooses=False)]
+        self._journal: list[Fact] = [EngineOffered(engine, offers, chooses=False, room=room)]
+        self.room = room
         self._devices = {offer.chip_class: offer.devices for offer in offers}
         self._held: dict[TaskId, _Held] = {}
         self._generation: dict[TaskId, tuple[int, int]] = {}

@@ -12,8 +12,12 @@ from qipan.network import Link
 from qipan.planner.charges import kept_micro_cny, lies_at, move, saving, storage_at, stored_bytes
 from qipan.planner.cluster import SAVE_S, START_S, Best, band, best_layouts, failures_per_s, known, why_none
 from qipan.planner.evidence import nearest
+<<<<<<< HEAD
 from qipan.planner.learn import Belief, corrected_s, scaled_parts
 from qipan.planner.machine import BYTES_PER_TOKEN, modality
+=======
+from qipan.planner.machine import CHECKPOINT_BYTES
+>>>>>>> e700fdb (Placement counts a site's storage and keeps tasks apart that ask for it; why names both with the least change)
 from qipan.planner.mixed import Mixed, Side, best_mixed
 from qipan.planner.risk import finish
 from qipan.planner.steps import Layout, best_layout, memory_bytes, parts_s, strategy_of
@@ -158,6 +162,7 @@ def plan_task(
     best = max(point.rate for _, _, _, point, *_ in raw)
     curve = _curve(task, raw, best)
     every_s = _checkpoint_every_s(task, raw)
+    curve = _with_storage(curve, task, model, every_s)
     options = [
         _option(scene, pool, label, point, step, layout, every_s)
         for pool, _, label, point, step, layout in raw
@@ -377,6 +382,18 @@ def _curve(task: Task, raw: Sequence[Raw], best: float) -> Curve:
     }
     source = ("time limit" if task.limits.time_limit_s else "declared") if task.run else "planner"
     return Curve(tuple(points[key] for key in sorted(points)), 1.0 / best, source)  # type: ignore[arg-type]
+
+
+def _with_storage(curve: Curve, task: Task, model: Model | None, every_s: float) -> Curve:
+    """What its checkpoints take of a site's storage.  A script that does not state their size takes nothing."""
+    size = task.checkpoint.size_bytes
+    if size is None:
+        size = CHECKPOINT_BYTES * parameter_count(model) if model is not None else 0
+    points = [
+        replace(point, storage_bytes=size * task.checkpoint.keep, storage_bytes_per_s=size / every_s)
+        for point in curve.points
+    ]
+    return replace(curve, points=tuple(points))
 
 
 def _checkpoint_every_s(task: Task, raw: Sequence[Raw]) -> float:

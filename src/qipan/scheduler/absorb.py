@@ -283,8 +283,8 @@ def _addressed(state: State, command: Start | Resize | Stop, draft: Draft) -> Ta
 
 def _offered(state: State, fact: EngineOffered, draft: Draft) -> None:
     before = state.engines.get(fact.engine)
-    state.engines[fact.engine] = EngineState(fact.offers, fact.chooses)
-    if before is None or before.lost or before.chooses is not fact.chooses:
+    state.engines[fact.engine] = EngineState(fact.offers, fact.chooses, room=fact.room)
+    if before is None or before.lost or before.chooses is not fact.chooses or before.room != fact.room:
         draft.anew = True
         for task in state.tasks.at(fact.engine):
             state.tasks.lease_due.note(task.task_id, task)

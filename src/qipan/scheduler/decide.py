@@ -17,6 +17,7 @@ from qipan.leases import EngineId, LeaseId
 from qipan.scheduler import census
 from qipan.scheduler.absorb import absorb
 from qipan.scheduler.asks import asks_of
+from qipan.scheduler.conditions import watched
 from qipan.scheduler.owners import next_change_s
 from qipan.scheduler.place import place
 from qipan.scheduler.state import (
@@ -68,9 +69,8 @@ def look(state: State, draft: Draft) -> None:
     lease_s, settings = draft.moment.lease_s, state.settings
     overdue = not state.looked_s <= lease_s < state.looked_s + settings.lease_s
     few = len(state.tasks) <= settings.look_at_all_up_to
-    owed = bool(state.rules) and bool(
-        state.tasks.freed
-    )  # what one gave back another may take, of any chip class
+    # What one gave back another may take, of any chip class.
+    owed = bool(state.tasks.freed) and (bool(state.rules) or watched(state))
     if draft.anew or owed or overdue or few or state.more or census.quarantined(state):
         draft.anew, state.looked_s, state.more = True, lease_s, False
 

@@ -3,6 +3,7 @@
 from qipan.scheduler.ask_table import in_regions
 from qipan.scheduler.asks import engine_key, free_devices, price_of
 from qipan.scheduler.bids import worth_of
+from qipan.scheduler.conditions import unmet
 from qipan.scheduler.owners import refused_by_rule
 from qipan.scheduler.state import Draft, Moment, Phase, State, TaskState
 
@@ -24,7 +25,7 @@ def why_waiting_text(state: State, task: TaskState, now_s: float) -> str:
 
 
 def _text(state: State, task: TaskState, now_s: float) -> str:
-    order, limits = task.order, set()
+    order, limits, draft = task.order, set(), Draft(Moment(now_s, 0.0))
     free = free_devices(state)
     owner = worth_of(order, task.done_s, now_s, state.settings.policy)
     for engine, known in sorted(state.engines.items()):
@@ -43,9 +44,13 @@ def _text(state: State, task: TaskState, now_s: float) -> str:
                 limits.add(f"{engine} refused lately")
             else:
                 point = min(points, key=lambda point: (point.devices, point.point_id))
-                rule = refused_by_rule(state, Draft(Moment(now_s, 0.0)), task, point, point.devices)
+                rule = refused_by_rule(state, draft, task, point, point.devices)
                 if rule is not None:
                     limits.add(rule.text)
+                    continue
+                lacking = None if known.chooses else unmet(state, draft, task, engine, point)
+                if lacking is not None:
+                    limits.add(lacking.text)
                     continue
                 have = free[engine_key(engine, offer.chip_class)] if not known.chooses else offer.largest_gang
                 if not known.chooses or point.devices > have:

@@ -17,6 +17,7 @@ from qipan.scheduler.ask_table import in_regions
 from qipan.scheduler.asks import engine_key, free_devices, give_up_price, growth
 from qipan.scheduler.bids import time_left_s, worth_of
 from qipan.scheduler.children import by_bid, children_of, choose, rank_of
+from qipan.scheduler.conditions import set_down, unmet
 from qipan.scheduler.limits import why_waiting_text
 from qipan.scheduler.owners import reclaim, refused_by_rule, took
 from qipan.scheduler.policies import PEERS, RIGID, Contender, Option
@@ -148,8 +149,10 @@ def allocate_leaves(state: State, draft: Draft, groups: list[Group]) -> None:
         if task.phase is not Phase.QUEUED or seat is None:
             continue
         needs = seat.point.needs
-        if refused_by_rule(state, draft, task, seat.point, seat.point.devices):
-            continue  # one served before it took what the rules left
+        if refused_by_rule(state, draft, task, seat.point, seat.point.devices) or unmet(
+            state, draft, task, seat.engine, seat.point
+        ):
+            continue  # one served before it took what was left
         if all(free.get(engine_key(seat.engine, need.chip_class), 0) >= need.devices for need in needs):
             for need in needs:
                 free[engine_key(seat.engine, need.chip_class)] -= need.devices
@@ -250,7 +253,9 @@ def _fill(state: State, draft: Draft, groups: list[Group]) -> list[TaskState]:
         best = max(bidder.candidates, key=preference)
         if all(free.get(key, 0) >= devices for key, devices in best.needs):
             seat = seats[task.task_id, best.point_id]
-            if refused_by_rule(state, draft, task, seat.point, seat.point.devices):
+            if refused_by_rule(state, draft, task, seat.point, seat.point.devices) or unmet(
+                state, draft, task, seat.engine, seat.point
+            ):
                 continue
             for key, devices in best.needs:
                 free[key] -= devices
@@ -293,6 +298,8 @@ def _bidder(state: State, task: TaskState, draft: Draft, seats: dict[tuple[str, 
                 current_key = f"{engine}|{point.point_id}"
             if worth <= 0 or (state.rules and refused_by_rule(state, draft, task, point, _more(task, point))):
                 continue
+            if unmet(state, draft, task, engine, point) is not None:
+                continue
             key = f"{engine}|{point.point_id}"
             seats[task.task_id, key] = Seat(engine, offer, point)
             needs = tuple((engine_key(engine, need.chip_class), need.devices) for need in point.needs)
@@ -317,8 +324,11 @@ def _keep_or_change(state: State, task: TaskState, seat: Seat | None, draft: Dra
         after = AfterStop.RETURN if task.parent is not None else AfterStop.QUEUE
         order_stop(state, task, draft, park=True, why=why, after=after)
     elif seat.point.point_id != task.point_id:
-        if refused_by_rule(state, draft, task, seat.point, _more(task, seat.point)):
+        if refused_by_rule(state, draft, task, seat.point, _more(task, seat.point)) or unmet(
+            state, draft, task, seat.engine, seat.point
+        ):
             return
+        draft.placed.storage.pop(seat.engine, None)  # counted anew with its next shape
         grows = seat.point.devices > now.devices
         verdict = "grown" if grows else "shrunk" if seat.point.devices < now.devices else "reshaped"
         cost_s = now.stop_s + seat.point.start_s
@@ -373,6 +383,7 @@ def ask_boards(state: State, draft: Draft, groups: list[Group]) -> None:
 def _reserve(
     state: State, task: TaskState, engine: EngineId, point: Point, needs: tuple[Need, ...], draft: Draft
 ) -> None:
+    set_down(state, draft, task, engine, point)
     state.lease_sequence += 1
     lease_id = LeaseId(f"{state.board}-{state.term}-{state.lease_sequence}")
     task = replace(

@@ -7,7 +7,7 @@ from enum import StrEnum
 from qipan.curves import Need, Point
 from qipan.events import Command, Fact
 from qipan.hardware import BoardId
-from qipan.leases import EngineId, LeaseId, Offer, Order, Reason, TaskId
+from qipan.leases import EngineId, LeaseId, Offer, Order, Reason, Room, TaskId
 from qipan.quota import QuotaRule
 from qipan.rules.entitlement import Holdings
 from qipan.scheduler.tasks import Tasks
@@ -96,6 +96,7 @@ class EngineState:
     offers: tuple[Offer, ...]
     chooses: bool
     lost: bool = False
+    room: Room | None = None  # where its tasks' checkpoints lie; None: not counted
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,6 +225,15 @@ def park_at_s(state: State, task: TaskState) -> float:
 
 
 @dataclass(slots=True)
+class Placed:
+    """What this tick has placed at each engine already, or found held there when first asked: engine -> [bytes, bytes/s] of its
+    storage; (engine, tenant, word) -> a task that keeps others apart."""
+
+    storage: dict[EngineId, list[float]] = field(default_factory=dict)
+    apart: dict[tuple[EngineId, str, str], TaskId] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
 class Draft:
     """A decision while it is being made.  `anew`: everything is looked at, not only what changed."""
 
@@ -235,6 +245,7 @@ class Draft:
     reclaimed: dict[tuple[str, str], int] = field(
         default_factory=dict
     )  # (tenant, chip class) -> devices told to go
+    placed: Placed = field(default_factory=Placed)  # kept by `conditions`
     commands: list[ToEngine] = field(default_factory=list)
     reports: list[Fact] = field(default_factory=list)
     reasons: list[Reason] = field(default_factory=list)

@@ -115,6 +115,9 @@ class Tasks(dict[TaskId, "TaskState"]):
         self.at_engine: dict[EngineId, set[TaskId]] = {}
         self.at_key: dict[str, set[TaskId]] = {}  # "engine|chip class" -> those that hold some of it
         self.held: dict[str, int] = {}  # "engine|chip class" -> devices
+        self.apart: dict[
+            tuple[EngineId, str, str], set[TaskId]
+        ] = {}  # (engine, tenant, word of `limits.apart`) -> those there
         self.held_by: dict[tuple[str, str], int] = {}  # (tenant, chip class) -> devices
         self.by_phase: dict[str, set[TaskId]] = {}  # all but waiting ones
         self.from_parent: dict[LeaseId, TaskId] = {}  # the lease from above
@@ -275,6 +278,8 @@ class Tasks(dict[TaskId, "TaskState"]):
     def _hold(self, task_id: TaskId, task: "TaskState") -> None:
         assert task.engine is not None
         self.at_engine.setdefault(task.engine, set()).add(task_id)
+        if task.order.apart:
+            self.apart.setdefault((task.engine, task.order.tenant, task.order.apart), set()).add(task_id)
         for need in task.needs:
             key = f"{task.engine}|{need.chip_class}"
             self.held[key] = self.held.get(key, 0) + need.devices
@@ -285,6 +290,11 @@ class Tasks(dict[TaskId, "TaskState"]):
     def _give_up(self, task_id: TaskId, task: "TaskState") -> None:
         assert task.engine is not None
         self.at_engine[task.engine].discard(task_id)
+        if task.order.apart:
+            there = self.apart[task.engine, task.order.tenant, task.order.apart]
+            there.discard(task_id)
+            if not there:
+                del self.apart[task.engine, task.order.tenant, task.order.apart]
         for need in task.needs:
             key = f"{task.engine}|{need.chip_class}"
             self.held[key] -= need.devices
@@ -299,7 +309,7 @@ def group_key(task: "TaskState") -> GroupKey:
     order, parent = task.order, task.parent
     return (
         id(order.curve.points), order.tenant, order.kind, order.bid_micro_cny_per_device_hour, steady(order), order.objective,
-        order.elastic, order.preemptible, order.regions, order.vendors, order.data_bytes_at,
+        order.elastic, order.preemptible, order.regions, order.vendors, order.data_bytes_at, order.apart,
         tuple([engine for engine, _ in task.refused]) if task.refused else (),
         parent.points if parent is not None and parent.started else (), parent is not None,
     )  # fmt: skip

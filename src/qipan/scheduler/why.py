@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from qipan.curves import Need
-from qipan.leases import TaskId
-from qipan.quantities import format_money
+from qipan.leases import EngineId, TaskId
+from qipan.quantities import format_bytes, format_money
 from qipan.quota import QuotaRule
 from qipan.scheduler.asks import engine_key
 from qipan.scheduler.bids import progress_value
@@ -56,6 +56,7 @@ def _tried(state: State, task: TaskState, moment: Moment) -> Iterator[Change]:
     """The candidates; each that can be small is sought as small as it starts the task."""
     yield from _of_the_board(state, task, moment)
     yield from _of_the_rules(state, task, moment)
+    yield from _of_the_place(state, task, moment)
     yield from _of_the_limits(state, task, moment)
     yield from _of_the_bid(state, task, moment)
     yield from _of_others(state, task, moment)
@@ -143,6 +144,50 @@ def _of_the_rules(state: State, task: TaskState, moment: Moment) -> Iterator[Cha
             "with `elastic: true`: what may be parked may borrow",
             _setter_of_order(task, preemptible=True),
         )
+
+
+def _of_the_place(state: State, task: TaskState, moment: Moment) -> Iterator[Change]:
+    order = task.order
+    for engine, known in sorted(state.engines.items()):
+        room = known.room
+        if room is None:
+            continue
+        points = [
+            point for one in state.tasks.at(engine) if (point := one.target() or one.point()) is not None
+        ]
+        if room.space_bytes and any(point.storage_bytes for point in order.curve.points):
+            most = sum(point.storage_bytes for point in points) + max(
+                point.storage_bytes for point in order.curve.points
+            )
+            least = _least(state, task, moment, room.space_bytes, most, _with_space(engine))
+            more = format_bytes(least - room.space_bytes)
+            yield Change("storage", f"with {more} more in {room.storage_id}", _with_space(engine)(least))
+        left = room.write_bytes_per_s - sum(point.storage_bytes_per_s for point in points)
+        rate = max(point.storage_bytes_per_s for point in order.curve.points)
+        if room.write_bytes_per_s and 0 < left < rate:
+            seldom = tuple(
+                replace(point, storage_bytes_per_s=min(left, point.storage_bytes_per_s))
+                for point in order.curve.points
+            )
+            yield Change(
+                "storage rate",
+                f"with {rate / left:.3g} times as long between its checkpoints",
+                _setter_of_order(task, curve=replace(order.curve, points=seldom)),
+            )
+    if order.apart:
+        yield Change("apart", f"without `limits.apart: {order.apart}`", _setter_of_order(task, apart=""))
+
+
+def _with_space(engine: EngineId) -> Callable[[int], Callable[[State], None]]:
+    def of(space_bytes: int) -> Callable[[State], None]:
+        def make(state: State) -> None:
+            known = state.engines[engine]
+            assert known.room is not None
+            state.engines[engine] = replace(known, room=replace(known.room, space_bytes=space_bytes))
+
+        return make
+
+    return of
 
 
 def _of_the_limits(state: State, task: TaskState, moment: Moment) -> Iterator[Change]:
@@ -271,6 +316,11 @@ def _neighbours(state: State, task: TaskState) -> list[TaskState]:
         for chip in chips
     ]
     found = {one.task_id: one for key in keys for one in state.tasks.at_chip(key)}
+    for engine, known in state.engines.items():
+        if known.room is not None:  # what lies in its storage counts, on whatever chips it was made
+            found.update((one.task_id, one) for one in state.tasks.at(engine))
+        apart = state.tasks.apart.get((engine, task.order.tenant, task.order.apart), ())
+        found.update((task_id, state.tasks[task_id]) for task_id in apart)
     return [found[task_id] for task_id in sorted(found)]
 
 

@@ -6,6 +6,8 @@
    (`on_partition: restart`) and the board that held it was silent for its whole lease and the margin, so that its
    end was not known; the fence of the repeat is higher, so outputs take the one or the other
 4  nothing is lost: a submitted task is live at the board where it was submitted, or over there
+5  no storage overflows: the checkpoints of what runs at an engine fit its space, and its rate
+6  tasks of a tenant that are kept apart never run at one engine at a time
 """
 
 from itertools import pairwise
@@ -40,6 +42,7 @@ def check_world(world: World) -> None:
                 raise Violation(
                     f"{board}: {-free} devices of {chip_class} are held twice at {world.clock.now_s()} s"
                 )
+        _check_conditions(board, engine)
         running = world.runs[board] = engine.running()
         for task_id, (attempt, needs) in running.items():
             other = world.runs_at.setdefault(task_id, board)
@@ -50,6 +53,24 @@ def check_world(world: World) -> None:
                 continue
             if all(point.needs != needs for point in task.order.curve.points):
                 raise Violation(f"{task_id} holds {needs} at {board}, which is no point of its curve")
+
+
+def _check_conditions(board: BoardId, engine: SimulatedEngine) -> None:
+    words: set[tuple[str, str]] = set()
+    space_bytes, rate, room = 0, 0.0, engine.room
+    for task_id, (_, needs) in engine.running().items():
+        order = engine.order_of(task_id)
+        if order.apart and (order.tenant, order.apart) in words:
+            raise Violation(f"{board}: two tasks of {order.tenant} with `apart: {order.apart}` run")
+        words.add((order.tenant, order.apart))
+        if room is not None:
+            points = [point for point in order.curve.points if point.needs == needs]
+            space_bytes += min((point.storage_bytes for point in points), default=0)
+            rate += min((point.storage_bytes_per_s for point in points), default=0.0)
+    if room is not None and room.space_bytes and space_bytes > room.space_bytes:
+        raise Violation(f"{board}: checkpoints need {space_bytes} bytes of {room}")
+    if room is not None and room.write_bytes_per_s and rate > room.write_bytes_per_s * (1 + 1e-9):
+        raise Violation(f"{board}: checkpoints need {rate} bytes/s of {room}")
 
 
 def check_end(world: World, submitted: set[TaskId]) -> None:

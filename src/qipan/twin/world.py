@@ -10,7 +10,7 @@ from qipan.clock import ManualClock, named_random
 from qipan.engines.simulated import Behaviour, SimulatedEngine
 from qipan.events import TaskSubmitted
 from qipan.hardware import BoardId, BoardSpec
-from qipan.leases import EngineId, Offer, Order, TaskId
+from qipan.leases import EngineId, Offer, Order, TaskId, room_of
 from qipan.ledger import Books, Tariff
 from qipan.ledger.books import hold_of_bid
 from qipan.scheduler import Settings
@@ -118,7 +118,9 @@ def build_world(
     def make_engine(board: BoardSpec) -> SimulatedEngine:
         name = EngineId(f"{board.board}-engine")
         rng = named_random(seed, f"engine/{board.board}")
-        return SimulatedEngine(name, board.board, pool_offers(board), clock, rng, behaviour)
+        return SimulatedEngine(
+            name, board.board, pool_offers(board), clock, rng, behaviour, room_of(board.stores)
+        )
 
     def wrap(source: BoardId, target: BoardId, carrier: Carrier) -> Carrier:
         rng: random.Random = named_random(seed, f"link/{source}/{target}")

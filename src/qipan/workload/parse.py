@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Literal, cast, get_args
 
 from qipan.errors import InvalidInput, NotFound
-from qipan.quantities import parse_count, parse_duration_s, parse_money_micro_cny
+from qipan.quantities import parse_bytes, parse_count, parse_duration_s, parse_money_micro_cny
 from qipan.workload.cards import CARDS
 from qipan.workload.huggingface import load_config
 from qipan.workload.model import Model, Moe
@@ -180,7 +180,7 @@ def _work(value: Value) -> Work:
 
 
 def _limits(value: Value) -> Limits:
-    fields = value.fields(("deadline", "max_cost", "vendors", "regions", "chips", "time"))
+    fields = value.fields(("deadline", "max_cost", "vendors", "regions", "chips", "apart", "time"))
 
     def names(key: str) -> tuple[str, ...]:
         found = tuple(item.text() for item in fields[key].items()) if key in fields else ()
@@ -200,6 +200,7 @@ def _limits(value: Value) -> Limits:
         names("vendors"),
         names("regions"),
         names("chips"),
+        _name(fields["apart"]) if "apart" in fields else "",
         positive("time"),
     )
 
@@ -247,13 +248,18 @@ def _site_chips(value: Value) -> SiteChips:
 
 
 def _checkpoint(value: Value) -> Checkpoint:
-    fields = value.fields(("to", "every"))
+    fields = value.fields(("to", "every", "size", "keep"))
     every_s = None
     if "every" in fields and fields["every"].text() != "auto":
         every_s = fields["every"].parsed(parse_duration_s)
         if every_s <= 0:
             raise fields["every"].error("must be longer than nothing, such as 10m, or auto")
-    return Checkpoint(fields["to"].text() if "to" in fields else "", every_s)
+    return Checkpoint(
+        fields["to"].text() if "to" in fields else "",
+        every_s,
+        fields["size"].parsed(parse_bytes) if "size" in fields else None,
+        fields["keep"].whole(1, 1000) if "keep" in fields else 3,
+    )
 
 
 def _slo(value: Value) -> Slo:

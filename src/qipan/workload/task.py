@@ -30,6 +30,7 @@ class Limits:
     vendors: tuple[str, ...] = ()
     regions: tuple[str, ...] = ()
     chips: tuple[str, ...] = ()
+    apart: str = ""  # tasks with the same word never run at one site at a time
     time_limit_s: float | None = None
 
 
@@ -44,10 +45,13 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """`every_s` None means auto: the planner chooses (Young/Daly)."""
+    """`every_s` None means auto: the planner chooses (Young/Daly).  `size_bytes` of one, None: from the model; `keep` of them lie in
+    the storage at a time."""
 
     to: str = ""
     every_s: float | None = None
+    size_bytes: int | None = None
+    keep: int = 3
 
 
 @dataclass(frozen=True, slots=True)
