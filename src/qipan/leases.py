@@ -45,11 +45,11 @@ class Room:
 
 
 def room_of(storages: Sequence[Storage]) -> Room | None:
-    """Of a site's storages the first is where checkpoints lie."""
-    if not storages:
+    """Of a site's storages the one that writes fastest is where checkpoints lie."""
+    fastest = max(storages, key=lambda one: (one.write_bytes_per_s, one.storage_id), default=None)
+    if fastest is None:
         return None
-    first = storages[0]
-    return Room(first.storage_id, first.capacity_bytes, first.write_bytes_per_s)
+    return Room(fastest.storage_id, fastest.capacity_bytes, fastest.write_bytes_per_s)
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,12 +12,8 @@ from qipan.network import Link
 from qipan.planner.charges import kept_micro_cny, lies_at, move, saving, storage_at, stored_bytes
 from qipan.planner.cluster import SAVE_S, START_S, Best, band, best_layouts, failures_per_s, known, why_none
 from qipan.planner.evidence import nearest
-<<<<<<< HEAD
 from qipan.planner.learn import Belief, corrected_s, scaled_parts
-from qipan.planner.machine import BYTES_PER_TOKEN, modality
-=======
-from qipan.planner.machine import CHECKPOINT_BYTES
->>>>>>> e700fdb (Placement counts a site's storage and keeps tasks apart that ask for it; why names both with the least change)
+from qipan.planner.machine import BYTES_PER_TOKEN, CHECKPOINT_BYTES, modality
 from qipan.planner.mixed import Mixed, Side, best_mixed
 from qipan.planner.risk import finish
 from qipan.planner.steps import Layout, best_layout, memory_bytes, parts_s, strategy_of
