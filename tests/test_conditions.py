@@ -6,7 +6,7 @@ import pytest
 
 from qipan.controller import verify
 from qipan.errors import InvalidInput
-from qipan.events import EngineOffered, Reserve, TaskSubmitted
+from qipan.events import Reserve, StorageOffered, TaskSubmitted
 from qipan.hardware import BoardSpec, ChipClassId, Storage
 from qipan.leases import Order, Room, TaskId
 from qipan.planner import plan_task
@@ -33,12 +33,11 @@ def placed(decision) -> list[str]:
 
 def test_a_task_whose_checkpoints_do_not_fit_waits_while_devices_are_free():
     state = leaf_state(4)
-    offers = state.engines[ENGINE].offers
-    decide(state, [EngineOffered(ENGINE, offers, False, Room("dc/storage", 250))], Moment(0.5, 0.5))
+    decide(state, [StorageOffered(ENGINE, Room("dc/storage", 250))], Moment(0.5, 0.5))
     facts = [TaskSubmitted(storing(order(name, counts=(1,))), 0) for name in ("a", "b", "c")]
     assert placed(decide(state, facts, Moment(1, 1))) == ["a", "b"]
     assert state.tasks[TaskId("c")].phase is Phase.QUEUED
-    wider = EngineOffered(ENGINE, offers, False, Room("dc/storage", 300))
+    wider = StorageOffered(ENGINE, Room("dc/storage", 300))
     assert placed(decide(state, [wider], Moment(2, 2))) == ["c"]
 
 

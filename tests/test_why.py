@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from qipan.events import EngineLost, EngineOffered, ParkRequested, RulesSet, TaskSubmitted
+from qipan.events import EngineLost, ParkRequested, RulesSet, StorageOffered, TaskSubmitted
 from qipan.hardware import BoardId
 from qipan.leases import EngineId, Room, TaskId
 from qipan.quota import Loan, QuotaRule
@@ -34,7 +34,7 @@ def storing(me: TaskSubmitted, space_bytes: int, rate: float) -> State:
     """A storage in which another task's checkpoints lie, 200 B at 10 B/s; `me` needs as much."""
     state = leaf_state(8)
     room = Room("dc/storage", space_bytes, rate)
-    decide(state, [EngineOffered(ENGINE, state.engines[ENGINE].offers, False, room)], Moment(0.5, 0.5))
+    decide(state, [StorageOffered(ENGINE, room)], Moment(0.5, 0.5))
     for fact in (of("other", "o", 2, elastic=False), me):
         points = tuple(
             replace(point, storage_bytes=200, storage_bytes_per_s=10.0) for point in fact.order.curve.points

@@ -113,8 +113,17 @@ class EngineOffered:
     engine: EngineId
     offers: tuple[Offer, ...]
     chooses: bool
-    room: Room | None = None  # of a leaf engine's storage
     kind: ClassVar[str] = "engine_offered"
+    cause: ClassVar[bool] = False
+
+
+@dataclass(frozen=True, slots=True)
+class StorageOffered:
+    """Where a leaf engine's tasks keep their checkpoints; replaces what it said last.  None: not counted."""
+
+    engine: EngineId
+    room: Room | None
+    kind: ClassVar[str] = "storage_offered"
     cause: ClassVar[bool] = False
 
 
@@ -356,6 +365,7 @@ Fact = (
     | EngineAttached
     | TasksHeld
     | EngineOffered
+    | StorageOffered
     | EngineLost
     | RenewalAsked
     | CapacityChanged
@@ -379,7 +389,7 @@ KINDS: dict[str, Any] = {
     kind.kind: kind
     for kind in (
         Reserve, Start, Resize, Stop, Renew, TakeCensus, BoardStarted, EngineAttached, TasksHeld,
-        EngineOffered, EngineLost, RenewalAsked, CapacityChanged, TaskSubmitted, CancelRequested, ParkRequested, LeaseGranted,
+        EngineOffered, StorageOffered, EngineLost, RenewalAsked, CapacityChanged, TaskSubmitted, CancelRequested, ParkRequested, LeaseGranted,
         RulesSet, BudgetReached, BudgetRaised,
         LeaseRefused, TaskStarted, TaskProgress, TaskExited,
     )

@@ -33,6 +33,7 @@ from qipan.events import (
     Resize,
     Start,
     Stop,
+    StorageOffered,
     TakeCensus,
     TaskExited,
     TaskProgress,
@@ -42,7 +43,7 @@ from qipan.events import (
     encode,
 )
 from qipan.hardware import BoardSpec, ChipClassId
-from qipan.leases import EngineId, LeaseId, Offer, Order, TaskId, Usage, room_of
+from qipan.leases import EngineId, LeaseId, Offer, Order, Room, TaskId, Usage, room_of
 from qipan.transfer import Stager
 from qipan.workload import Launch
 from qipan.workload.task import Part
@@ -134,6 +135,7 @@ class LeafEngine:
         self._held: dict[TaskId, Held] = {}
         self._reading: dict[TaskId, Reading] = {}
         self._offered: tuple[Offer, ...] | None = None
+        self._room: Room | None = None
         self._began_s = clock.now_s()
         self._read_back()
         for held in self._held.values():
@@ -326,7 +328,10 @@ class LeafEngine:
         )  # fmt: skip
         if offers != self._offered:
             self._offered = offers
-            self._say(EngineOffered(self.engine, offers, chooses=False, room=room_of(self._board.stores)))
+            self._say(EngineOffered(self.engine, offers, chooses=False))
+        if room_of(self._board.stores) != self._room:
+            self._room = room_of(self._board.stores)
+            self._say(StorageOffered(self.engine, self._room))
         for task_id, held in sorted(self._held.items()):
             bad = {
                 device: why
@@ -730,6 +735,8 @@ class LeafEngine:
                     self._noted(fact)
                 if isinstance(fact, EngineOffered):
                     self._offered = fact.offers
+                if isinstance(fact, StorageOffered):
+                    self._room = fact.room
         path = self.folder / "held.json"
         if path.exists():
             kind = tuple[dict[TaskId, Held], dict[TaskId, tuple[int, int]]]

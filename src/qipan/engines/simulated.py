@@ -24,6 +24,7 @@ from qipan.events import (
     Resize,
     Start,
     Stop,
+    StorageOffered,
     TakeCensus,
     TaskExited,
     TaskProgress,
@@ -105,7 +106,9 @@ class SimulatedEngine:
         self._clock = clock
         self._rng = rng
         self._behaviour = behaviour
-        self._journal: list[Fact] = [EngineOffered(engine, offers, chooses=False, room=room)]
+        self._journal: list[Fact] = [EngineOffered(engine, offers, chooses=False)]
+        if room is not None:
+            self._journal.append(StorageOffered(engine, room))
         self.room = room
         self._devices = {offer.chip_class: offer.devices for offer in offers}
         self._held: dict[TaskId, _Held] = {}

@@ -25,6 +25,7 @@ from qipan.events import (
     RulesSet,
     Start,
     Stop,
+    StorageOffered,
     TakeCensus,
     TaskExited,
     TaskProgress,
@@ -85,6 +86,10 @@ def absorb(state: State, fact: Fact, draft: Draft) -> None:
             _command(state, fact.command, draft)
         case EngineOffered():
             _offered(state, fact, draft)
+        case StorageOffered():
+            if fact.engine in state.engines:
+                state.engines[fact.engine] = replace(state.engines[fact.engine], room=fact.room)
+                draft.anew = True
         case EngineLost():
             _engine_lost(state, fact, draft)
         case RenewalAsked():
@@ -283,8 +288,10 @@ def _addressed(state: State, command: Start | Resize | Stop, draft: Draft) -> Ta
 
 def _offered(state: State, fact: EngineOffered, draft: Draft) -> None:
     before = state.engines.get(fact.engine)
-    state.engines[fact.engine] = EngineState(fact.offers, fact.chooses, room=fact.room)
-    if before is None or before.lost or before.chooses is not fact.chooses or before.room != fact.room:
+    state.engines[fact.engine] = EngineState(
+        fact.offers, fact.chooses, room=before.room if before is not None else None
+    )
+    if before is None or before.lost or before.chooses is not fact.chooses:
         draft.anew = True
         for task in state.tasks.at(fact.engine):
             state.tasks.lease_due.note(task.task_id, task)
