@@ -55,9 +55,12 @@ def main() -> None:
         server.stop()
         host.close()
     ratios = [row["watched_ms"] / row["alone_ms"] for row in rows]
+    cpu = [row["watched_cpu_ms"] / row["alone_cpu_ms"] for row in rows]
     figures = [
         Figure("decision_latency_ratio", statistics.median(ratios), "watched over alone"),
         Figure("decision_latency_ratio_upper_95", upper_95(ratios), "watched over alone", "<= 1.05"),
+        Figure("decision_cpu_ratio", statistics.median(cpu), "watched over alone"),
+        Figure("decision_cpu_ratio_upper_95", upper_95(cpu), "watched over alone"),
         Figure("server_cpu_share_more", statistics.median(row["watched_cpu"] - row["alone_cpu"] for row in rows), "of a core"),
     ]  # fmt: skip
     write(given.json, figures, rows, tabs=TABS, followers=FOLLOWERS, ticks=TICKS, pairs=PAIRS)
@@ -66,36 +69,40 @@ def main() -> None:
 def measured(host: Host, folder: Path, address: str) -> list[dict[str, Any]]:
     host.step()
     Client(folder).submit(Task.from_text(TASK))
-    latency_ms(host)
+    latency(host)
     rows = []
     for _ in range(PAIRS):
         time.sleep(SETTLE_S)
-        before_ms, before_cpu = latency_ms(host)
+        before = latency(host)
         crowd = start_crowd(folder, address)
         time.sleep(SETTLE_S)
-        watched_ms, watched_cpu = latency_ms(host)
+        watched = latency(host)
         crowd.kill()
         crowd.wait()
         time.sleep(SETTLE_S)
-        after_ms, after_cpu = latency_ms(host)
-        alone_ms, alone_cpu = (before_ms + after_ms) / 2, (before_cpu + after_cpu) / 2
+        after = latency(host)
+        names = ("ms", "cpu_ms", "cpu")
         rows.append(
-            {"alone_ms": alone_ms, "watched_ms": watched_ms, "alone_cpu": alone_cpu, "watched_cpu": watched_cpu,
-             "before_ms": before_ms, "after_ms": after_ms}
-        )  # fmt: skip
+            {f"watched_{name}": value for name, value in zip(names, watched, strict=True)}
+            | {f"alone_{name}": (one + two) / 2 for name, one, two in zip(names, before, after, strict=True)}
+            | {"before_ms": before[0], "after_ms": after[0]}
+        )
     return rows
 
 
-def latency_ms(host: Host) -> tuple[float, float]:
-    """Median over TICKS, and the processor share of this process meanwhile."""
-    took, cpu_s, began_s = [], time.process_time(), time.monotonic()
+def latency(host: Host) -> tuple[float, float, float]:
+    """Of a decision, medians over TICKS: milliseconds by the wall, and of processor time; and the processor share of this
+    process meanwhile."""
+    wall, own, cpu_s, began_s = [], [], time.process_time(), time.monotonic()
     for _ in range(TICKS):
         host.tree.root.accept(ParkRequested(False, "benchmark"))
-        before_s = time.perf_counter()
+        before_s, before_own_s = time.perf_counter(), time.thread_time()
         host.step()
-        took.append(time.perf_counter() - before_s)
+        own.append(time.thread_time() - before_own_s)
+        wall.append(time.perf_counter() - before_s)
         time.sleep(0.01)
-    return statistics.median(took) * 1000, (time.process_time() - cpu_s) / (time.monotonic() - began_s)
+    share = (time.process_time() - cpu_s) / (time.monotonic() - began_s)
+    return statistics.median(wall) * 1000, statistics.median(own) * 1000, share
 
 
 def upper_95(ratios: list[float]) -> float:

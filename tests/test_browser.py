@@ -20,6 +20,7 @@ from qipan.console import make_console
 
 HERE = Path(__file__).parent
 WAIT_MS = 60_000
+expect.set_options(timeout=WAIT_MS)
 SITE = """site:
   lease: 30s
   board:
@@ -32,15 +33,26 @@ SITE = """site:
   links: [{between: [shanghai, guizhou], rate: 1Gbit/s, latency: 28ms, egress_per_gib: 0.10 CNY}]
   tenants: [{name: poets, balance: 1000 CNY}, {name: editors, balance: 1000 CNY}]
 """
-ELASTIC = """\
+TRAINING = """\
 kind: train
-name: poems
+name: draft
 tenant: poets
-run: exec {python} -S {script}
-devices: {{min: 1, max: 2}}
+model: {layers: 2, hidden: 64, heads: 4, ffn_hidden: 192, tied_embeddings: true}
+data: fortunes:tang300
+work: {tokens: 500k, global_batch: 2048, seq: 64}
 elastic: true
-limits: {{time: 40s, max_cost: 1 CNY, regions: [cn-east]}}
-env: {{TINY_STEPS: "{steps}", TINY_STEP_S: "0.1"}}
+limits: {deadline: 30m, max_cost: 0.25 CNY, regions: [cn-east]}
+checkpoint: {every: 20s}
+"""
+DEARER = """\
+kind: train
+name: urgent
+tenant: editors
+model: {layers: 1, hidden: 32, heads: 2, ffn_hidden: 96, tied_embeddings: true}
+data: fortunes:tang300
+work: {tokens: 10k, global_batch: 2048, seq: 64}
+devices: 1
+limits: {deadline: 10m, max_cost: 5 CNY, regions: [cn-east]}
 """
 
 
@@ -91,8 +103,7 @@ def test_a_task_is_submitted_watched_explained_and_paid_in_both_languages(chromi
 
         # 提交: the form and the task file are one text, the plan is there before anything starts
         page.get_by_role("link", name="提交", exact=True).click()
-        task = ELASTIC.format(python=sys.executable, script=HERE.parent / "examples" / "tiny.py", steps=250)
-        page.locator("#text").fill(task.replace("name: poems", "name: draft"))
+        page.locator("#text").fill(TRAINING)
         expect(page.locator("#f-name")).to_have_value("draft")
         page.locator("#f-name").fill("poems")
         page.locator("#f-name").blur()
@@ -101,9 +112,10 @@ def test_a_task_is_submitted_watched_explained_and_paid_in_both_languages(chromi
         page.get_by_role("button", name="落子").click()
         page.wait_for_url("**/tasks/poems-1")
         state = page.locator("h1 .state")
-        expect(state).to_have_text("运行中", timeout=WAIT_MS)
+        expect(state).to_have_text("运行中")
         devices = page.locator("#devices")
         expect(devices).to_have_text("2")
+        expect(page.locator(".charts section").first).to_contain_text("损失")
 
         # English, another person: a dearer task comes
         english = Watched(chromium, viewport={"width": 1440, "height": 900}, color_scheme="dark")
@@ -112,17 +124,16 @@ def test_a_task_is_submitted_watched_explained_and_paid_in_both_languages(chromi
         other.get_by_role("link", name="English").click()
         expect(other.locator("html")).to_have_attribute("lang", "en")
         other.get_by_role("link", name="Submit", exact=True).click()
-        urgent = "kind: train\nname: urgent\ntenant: editors\nrun: sleep 6\ndevices: 1\n"
-        other.locator("#text").fill(urgent + "limits: {time: 12s, max_cost: 5 CNY, regions: [cn-east]}\n")
+        other.locator("#text").fill(DEARER)
         expect(other.locator("#plan tr.chosen")).to_contain_text("shanghai")
         other.get_by_role("button", name="Place the stone").click()
         other.wait_for_url("**/tasks/urgent-1")
 
         # it shrinks, and grows again, and the page says why
-        expect(devices).to_have_text("1", timeout=WAIT_MS)
+        expect(devices).to_have_text("1")
         other.goto(address.partition("/enter")[0])
-        expect(other.locator(".stone")).to_have_count(2, timeout=WAIT_MS)
-        expect(devices).to_have_text("2", timeout=WAIT_MS)
+        expect(other.locator(".stone")).to_have_count(2)
+        expect(devices).to_have_text("2")
         expect(page.locator("#why")).to_contain_text("缩小")
         expect(page.locator("#why")).to_contain_text("长大")
         assert [row.inner_text() for row in page.locator("#attempts tbody tr td:nth-child(3)").all()][:3] == [
@@ -132,7 +143,7 @@ def test_a_task_is_submitted_watched_explained_and_paid_in_both_languages(chromi
         ]
 
         # it ends; the receipt is the bill
-        expect(state).to_have_text("完成", timeout=WAIT_MS)
+        expect(state).to_have_text("完成")
         with page.expect_download() as downloading:
             page.get_by_role("link", name="下载凭据").click()
         receipt = json.loads(Path(downloading.value.path()).read_text())

@@ -21,7 +21,7 @@ import qipan.console
 from api_site import TINY, caller, served, submit
 from qipan.client import AsyncClient
 from qipan.console import make_console
-from qipan.console.app import PAGES, Pages, follow
+from qipan.console.app import PAGES, Live, Pages
 from qipan.console.charts import chart, money, nice_ticks
 from qipan.console.drawing import goban, outwards, timeline
 from qipan.console.form import EXAMPLE, FIELDS, fields_of, with_field
@@ -255,7 +255,7 @@ def test_while_no_board_answers_the_page_says_so_and_the_live_part_waits(tmp_pat
             transport=transport, base_url="http://127.0.0.1:1", headers=cookie
         ) as browser:
             page = await browser.get("/")
-        pieces = follow(Pages(), Reads(AsyncClient(tmp_path)), "board", {}, "en")
+        pieces = Live(Pages(), Reads(AsyncClient(tmp_path))).follow("board", {}, "en")
         return page, await anext(pieces)
 
     page, first = asyncio.run(look())

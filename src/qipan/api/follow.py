@@ -1,8 +1,6 @@
 """Following a task by server-sent events.  One look at a task serves all who follow it, and they are woken only when
 there is something new: a thousand onlookers of a quiet task cost nothing."""
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -10,54 +8,10 @@ import msgspec
 from starlette.concurrency import run_in_threadpool
 
 from qipan.host import Host
-from qipan.shared import Shared
+from qipan.shared import Shared, Watch
 
 FOLLOW_S = 0.5
-STILL_HERE_S = 15.0
 OVER = ("done", "failed", "cancelled")
-
-
-class Watch:
-    """Looks at one task twice a second while it is followed, and wakes those who follow it when it changed."""
-
-    def __init__(self, look: Callable[[], Any]) -> None:
-        self._look = look
-        self._changed = asyncio.Event()
-        self._watching: asyncio.Task[None] | None = None
-        self.version = 0
-        self.followers = 0
-
-    async def __aenter__(self) -> "Watch":
-        self.followers += 1
-        if self._watching is None:
-            self._watching = asyncio.create_task(self._watch())
-        return self
-
-    async def __aexit__(self, *_error: object) -> None:
-        self.followers -= 1
-        if self.followers == 0 and self._watching is not None:
-            self._watching.cancel()
-            self._watching = None
-
-    async def after(self, version: int) -> bool:
-        """Until there is something newer than `version`; False when nothing came for a while."""
-        if self.version != version:
-            return True
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._changed.wait(), STILL_HERE_S)
-            return True
-        return False
-
-    async def _watch(self) -> None:
-        last = await self._look()
-        while True:
-            await asyncio.sleep(FOLLOW_S)
-            now = await self._look()
-            if now != last:
-                last = now
-                self.version += 1
-                self._changed.set()
-                self._changed = asyncio.Event()
 
 
 class Followed:
@@ -68,7 +22,9 @@ class Followed:
 
     async def follow(self, task_id: str, after: int) -> AsyncIterator[bytes]:
         """What is new about a task after fact `after`, as it comes, until it is over."""
-        watch = self._watches.setdefault(task_id, Watch(lambda: run_in_threadpool(self._look, task_id)))
+        watch = self._watches.setdefault(
+            task_id, Watch(lambda: run_in_threadpool(self._look, task_id), FOLLOW_S)
+        )
         printed, last = 0, b""
         try:
             async with watch:

@@ -1,11 +1,10 @@
 """The pages and what they post."""
 
-import asyncio
 import hashlib
 import json
 import secrets
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Hashable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from qipan.console.sayings import say
 from qipan.console.words import LANGUAGES, word
 from qipan.errors import InvalidInput, NotAllowed, NotFound, OverLimit, QipanError
 from qipan.quantities import format_bytes, format_duration, format_money
+from qipan.shared import Watch
 
 HERE = Path(__file__).parent
 PAGES = ("board", "submit", "tasks", "supply", "prices", "money", "decisions", "people")
@@ -113,6 +113,8 @@ def add_door(console: FastAPI, pages: Pages, guard: Guard) -> None:
 
 
 def add_pages(console: FastAPI, pages: Pages, reads: Reads) -> None:
+    watched = Live(pages, reads)
+
     async def shown(request: Request, page: str, query: dict[str, Any], **more: Any) -> Response:
         values = {"key": None, "what_if": None, "policies": POLICIES, **await reads.of(page, query), **more}
         return HTMLResponse(
@@ -145,7 +147,7 @@ def add_pages(console: FastAPI, pages: Pages, reads: Reads) -> None:
         query = dict(request.query_params)
         if page == "task":
             query["task_id"] = one_part(query.get("task_id", ""))
-        changes = follow(pages, reads, page, query, language_of(request))
+        changes = watched.follow(page, query, language_of(request))
         return StreamingResponse(changes, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
     @console.get("/{page}")
@@ -155,27 +157,37 @@ def add_pages(console: FastAPI, pages: Pages, reads: Reads) -> None:
         return await shown(request, page, dict(request.query_params))
 
 
-async def follow(
-    pages: Pages, reads: Reads, page: str, query: dict[str, Any], language: str
-) -> AsyncIterator[str]:
-    """The live part of a page whenever it changed; `offline` while the boards do not answer.  Tabs that show the same
-    share what is drawn."""
+class Live:
+    """The live part of a page whenever it changed; `offline` while the boards do not answer.  Tabs that show the same share
+    what is drawn, and are woken only when it is another."""
 
-    async def drawn() -> str:
-        return pages.html(f"{page}.live.html", language, page=page, **await reads.of(page, query))
+    def __init__(self, pages: Pages, reads: Reads) -> None:
+        self._pages, self._reads = pages, reads
+        self._watches: dict[Hashable, Watch] = {}
 
-    last = ""
-    while True:
+    async def follow(self, page: str, query: dict[str, Any], language: str) -> AsyncIterator[str]:
+        key = (page, language, *sorted(query.items()))
+        watch = self._watches.setdefault(key, Watch(lambda: self._drawn(page, query, language), LIVE_S))
+        version = 0
         try:
-            now, event = await reads.once(("drawn", page, language, *sorted(query.items())), drawn), "live"
+            async with watch:
+                while True:
+                    if await watch.after(version):
+                        version = watch.version
+                        yield str(watch.seen)
+                    else:
+                        yield ": still here\n\n"
+        finally:
+            if watch.followers == 0 and self._watches.get(key) is watch:
+                del self._watches[key]
+
+    async def _drawn(self, page: str, query: dict[str, Any], language: str) -> str:
+        try:
+            values = await self._reads.of(page, query)
+            now, event = self._pages.html(f"{page}.live.html", language, page=page, **values), "live"
         except QipanError as error:
             now, event = str(error), "offline"
-        if now != last:
-            last = now
-            yield f"event: {event}\ndata: {json.dumps(now, ensure_ascii=False)}\n\n"
-        else:
-            yield ": still here\n\n"
-        await asyncio.sleep(LIVE_S)
+        return f"event: {event}\ndata: {json.dumps(now, ensure_ascii=False)}\n\n"
 
 
 def add_posts(console: FastAPI, pages: Pages, api: AsyncClient) -> None:

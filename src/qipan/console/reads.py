@@ -83,10 +83,6 @@ class Reads:
         key = (path, *sorted(query.items()))
         return await self._shared.get(key, lambda: self.api.call("GET", path, None, **query))
 
-    async def once(self, key: tuple[Any, ...], make: Callable[[], Awaitable[str]]) -> str:
-        """What is made from the reads, once for all who want the same."""
-        return str(await self._shared.get(key, make))
-
     async def of(self, page: str, query: Values) -> Values:
         """The values of a live page by its name."""
         readers: dict[str, Callable[[Values], Awaitable[Values]]] = {
