@@ -18,6 +18,7 @@ from qipan.host import plan_on
 from qipan.planner import plan_task
 from qipan.planner.cluster import USABLE_MEMORY, best_layouts
 from qipan.planner.costs import costs
+from qipan.planner.groups import best_groups
 from qipan.planner.mixed import Side, best_mixed
 from qipan.planner.risk import finish
 from qipan.planner.space import RECOMPUTE, Space, space
@@ -172,6 +173,22 @@ def test_unlike_chips_make_one_pipeline_with_layers_by_their_speed():
     assert held["nvidia/h100-sxm5-80gb"] > held["huawei/ascend-910b2"]  # the faster chips hold more
     alone = next(best_layouts(LLAMA, slow.pool, slow.chip, 512, 8192, 0, 1024, 1024))
     assert found.step_s < alone.step_s
+
+
+def test_replicas_on_unlike_chips_get_rows_by_their_speed():
+    pools = {pool.chip_class: pool for pool in load_site("examples/sites/three-vendors.yaml").pools()}
+    fast, slow = (Side(pools[name], CHIPS[name]) for name in ("amd/mi300x", "nvidia/a100-sxm4-80gb"))
+    found = best_groups(LLAMA, (fast, slow), 2048, 8192, 0)
+    assert found is not None
+    check_strategy(found.strategy)
+    assert sum(found.rows) == found.strategy.global_batch_rows == 2048
+    assert found.strategy.devices == 1536
+    each = [rows / side.pool.devices for rows, side in zip(found.rows, found.sides, strict=True)]
+    assert each[0] > 1.5 * each[1]
+    assert found.idle_share < 0.25
+    assert math.isclose(sum(found.parts_s.values()), found.step_s, rel_tol=1e-6)
+    alone = min(best.step_s for best in best_layouts(LLAMA, fast.pool, fast.chip, 2048, 8192, 0, 1024, 1024))
+    assert found.step_s < alone
 
 
 def test_an_option_that_fits_nowhere_else_keeps_its_optimiser_in_host_memory():

@@ -30,7 +30,8 @@ class Side:
 
 @dataclass(frozen=True, slots=True)
 class Mixed:
-    """`layers`, `stages`: of each side, in the pipeline's order; `idle_share`: of the side that waits for the other."""
+    """`layers`, `stages`: of each side, in the pipeline's order; `idle_share`: of the side that waits for the other.  `rows`: of
+    each side, where both hold whole replicas; None: one pipeline over both."""
 
     sides: tuple[Side, Side]
     step_s: float
@@ -42,10 +43,20 @@ class Mixed:
     memory_margin: float
     parts_s: dict[str, float]
     strategy: Strategy
+    rows: tuple[int, int] | None = None
 
     @property
     def devices(self) -> int:
         return sum(side.pool.devices for side in self.sides)
+
+    def label(self) -> str:
+        if self.rows is None:
+            shares = zip(self.stages, self.tensor, self.layers, strict=True)
+            return " + ".join(f"pp{stages}xtp{tp} of {layers} layers" for stages, tp, layers in shares)
+        pp, tp = self.stages[0], self.tensor[0]
+        counts = [side.pool.devices // (pp * tp) for side in self.sides]
+        each = f"pp{pp}xtp{tp}" if pp > 1 else f"tp{tp}"
+        return " + ".join(f"{n} x {each} of {rows} rows" for n, rows in zip(counts, self.rows, strict=True))
 
 
 @dataclass(frozen=True, slots=True)

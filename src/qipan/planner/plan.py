@@ -12,6 +12,7 @@ from qipan.network import Link
 from qipan.planner.charges import kept_micro_cny, lies_at, move, saving, storage_at, stored_bytes
 from qipan.planner.cluster import SAVE_S, START_S, Best, band, best_layouts, failures_per_s, known, why_none
 from qipan.planner.evidence import nearest
+from qipan.planner.groups import best_groups
 from qipan.planner.learn import Belief, corrected_s, scaled_parts
 from qipan.planner.machine import BYTES_PER_TOKEN, CHECKPOINT_BYTES, modality
 from qipan.planner.mixed import Mixed, Side, best_mixed
@@ -83,7 +84,7 @@ class Refused:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """`curve` None: nothing can run it, see `refused`.  `mixed`: one pipeline over two pools of unlike chips at one site, for people
+    """`curve` None: nothing can run it, see `refused`.  `mixed`: one pipeline, or replicas with uneven rows, over two pools of unlike chips at one site, for people
     to compare: boards give no lease over both yet, so they are no points of the curve.  `vocab_assumed`: the vocabulary comes from the data and was
     taken as this for the arithmetic (0: it was stated)."""
 
@@ -196,8 +197,13 @@ def _mixed(scene: Scene, options: Sequence[Option]) -> tuple[Option, ...]:
         for one, other in combinations(sides, 2):
             if one.pool.chip_class == other.pool.chip_class:
                 continue
-            mixed = best_mixed(model, one, other, rows, task.work.seq, task.work.seed)
-            if mixed is not None:
+            pair = (
+                best_mixed(model, one, other, rows, task.work.seq, task.work.seed),
+                best_groups(model, (one, other), rows, task.work.seq, task.work.seed),
+            )
+            for mixed in pair:
+                if mixed is None:
+                    continue
                 option = _mixed_option(scene, model, mixed, regions[board.board], max(1, steps))
                 if not _over_limits(task, option):
                     front = not any(
@@ -228,13 +234,11 @@ def _mixed_option(scene: Scene, model: Model, mixed: Mixed, region: str, steps: 
     slow = max(mixed.parts_s, key=lambda part: mixed.parts_s[part] if part != "compute" else 0.0)
     useful = useful_share(every_s, saved.save_s, restart_s, failing)
     kept = kept_micro_cny(store, stored_bytes(scene.data_bytes, saved), ends.p50_s)
+    kind = "stages" if mixed.rows is None else "rows"
     return Option(
-        f"{name}:{mixed.devices}", site, region, " + ".join(side.pool.chip_class for side in mixed.sides),
+        f"{name}:{mixed.devices}:{kind}", site, region, " + ".join(side.pool.chip_class for side in mixed.sides),
         mixed.devices,
-        " + ".join(
-            f"pp{stages}xtp{tp} of {layers} layers"
-            for stages, tp, layers in zip(mixed.stages, mixed.tensor, mixed.layers, strict=True)
-        ),
+        mixed.label(),
         mixed.step_s, START_S, restart_s + saved.save_s, ends.p10_s, ends.p50_s, ends.p90_s, round(ends.p50_s * price) + kept,
         round(ends.p90_s * price) + kept, 0, 0.0, useful, "catalogue + model fitted to published runs", "",
         why_not="boards give no lease over unlike chips yet", deadline_odds=ends.odds, limit=slow,
