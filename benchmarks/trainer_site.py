@@ -7,6 +7,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -72,12 +73,13 @@ class Text:
         return total / (rows * seq)
 
 
-def step_of(session: Session, text: Text, steps: int) -> float:
+def step_of(session: Session, text: Text, steps: int, end: Callable[[], None] = lambda: None) -> float:
     first, last = session.own_rows()
     began_s = time.perf_counter()
     session.train(
         text.batch(session.strategy, session.step, first, last), LEARNING_RATE * schedule(session.step, steps)
     )
+    end()
     return time.perf_counter() - began_s
 
 
@@ -89,16 +91,51 @@ def coordinator(plan: dict[str, Any]) -> None:
             command=type(command).__name__, **msgspec.to_builtins(command), at_s=time.time()
         ),
     )
-    server.open("bench", Rules(plan["every"], plan["grace_s"], 1, tuple(plan["sites"]), 120.0))
+    for task, every in plan["runs"].items():
+        server.open(task, Rules(every, plan["grace_s"], 1, tuple(plan["sites"]), 120.0))
     say(address=server.address)
     signal.pause()
 
 
+def paced(model: torch.nn.Module, step_s: float) -> Callable[[], None]:
+    """A chip of known speed: the passes of a step end after 0.9 of `step_s`, a third of that forward, layer by layer, so that
+    whatever overlaps with the backward pass may; call what is returned when the optimiser is done.  The real computation lies
+    within; other programs on the machine do not blur it."""
+    layers = list(model.layers.values())  # type: ignore[operator, union-attr]
+    began_s = [0.0]
+
+    def wait(share: float, of: float = 0.9) -> None:
+        time.sleep(max(0.0, began_s[0] + share * of * step_s - time.perf_counter()))
+
+    def begin(_model: torch.nn.Module, _given: object) -> None:
+        began_s[0] = time.perf_counter()
+
+    def after(i: int) -> Any:
+        def hook(layer: torch.nn.Module, given: tuple[torch.Tensor, ...], _made: object) -> None:
+            if layer.training:
+                wait((i + 1) / len(layers) / 3)
+                given[0].register_hook(lambda _grad: wait(1 / 3 + (len(layers) - i) / len(layers) * 2 / 3))
+
+        return hook
+
+    model.register_forward_pre_hook(begin)
+    for i, layer in enumerate(layers):
+        layer.register_forward_hook(after(i))
+    return lambda: wait(1.0, 1.0)
+
+
 def site(plan: dict[str, Any]) -> None:
-    """Train with outer steps for so many tokens or seconds; say what each round cost."""
-    strategy = msgspec.convert(plan["strategy"], type=Strategy)
+    """For each run: train with outer steps for so many tokens; say what the rounds cost."""
     text = Text(plan)
+    for run in plan["runs"]:
+        one_run(plan, run, text)
+    os._exit(0)
+
+
+def one_run(plan: dict[str, Any], run: dict[str, Any], text: Text) -> None:
+    strategy = msgspec.convert(run["strategy"], type=Strategy)
     session = Session(text.spec, strategy, plan["site"])
+    end = paced(session.layout.model, plan["step_s"])
     rounds: list[dict[str, Any]] = []
 
     def note(event: str, **values: Any) -> None:
@@ -106,27 +143,24 @@ def site(plan: dict[str, Any]) -> None:
         if event in ("joined", "outside"):
             say(event=event, at_s=time.time(), **values)
 
-    steps = plan["tokens"] // (strategy.global_batch_rows * strategy.seq)
-    sites = Sites(session, plan["desk"], "bench", plan["host"], note, plan["tokens"])
+    steps = run["tokens"] // (strategy.global_batch_rows * strategy.seq)
+    sites = Sites(session, plan["desk"], run["task"], plan["host"], note, run["tokens"])
     finished = sites.turn()
     began_s, computed_s, waited_s = time.perf_counter(), 0.0, sites.waited_s
     cpu_s = time.process_time()
     done = 0
     while not finished:
-        took_s = step_of(session, text, steps)
-        time.sleep(plan.get("pad_s", 0.0))
-        took_s += plan.get("pad_s", 0.0)
+        took_s = step_of(session, text, steps, end)
         computed_s += took_s
         done += 1
         finished = sites.turn(took_s)
     seconds = time.perf_counter() - began_s
     sites.leave()
     say(
-        site=plan["site"], steps=done, tokens=sites.tokens, seconds=seconds, computed_s=computed_s,
-        waited_s=sites.waited_s - waited_s, cpu_s=time.process_time() - cpu_s, loss=text.unseen(session),
+        site=plan["site"], task=run["task"], steps=done, tokens=sites.tokens, seconds=seconds, computed_s=computed_s,
+        waited_s=sites.waited_s - waited_s, cpu_s=time.process_time() - cpu_s,
         rounds=[one for one in rounds if one["event"] == "round"],
     )  # fmt: skip
-    os._exit(0)
 
 
 def ddp(plan: dict[str, Any]) -> None:
@@ -142,6 +176,7 @@ def ddp(plan: dict[str, Any]) -> None:
     dist.is_initialized = lambda: False  # type: ignore[assignment]
     model = Session(text.spec, replace(strategy, sites=(alone,), outer=None)).layout.model
     dist.is_initialized = real  # type: ignore[assignment]
+    end = paced(model, plan["step_s"])
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
     rows = strategy.global_batch_rows // dist.get_world_size()
@@ -154,7 +189,7 @@ def ddp(plan: dict[str, Any]) -> None:
         logits = wrapped(batch[:, :-1])
         torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten()).backward()
         optimizer.step()
-        time.sleep(plan.get("pad_s", 0.0))
+        end()
         done += step >= 2
     seconds = time.perf_counter() - began_s
     if rank == 0:

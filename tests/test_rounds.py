@@ -1,6 +1,9 @@
 """The rules of rounds between sites on a manual clock: crashes, silence, cut links, lost and late messages, in each phase."""
 
+import os
 import random
+from collections import Counter
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -58,6 +61,7 @@ class World:
         self.mail: list[tuple[float, int, str, object]] = []
         self.sent = 0
         self.history: dict[int, tuple[int, str, tuple[str, ...]]] = {}  # round -> generation, digest, members
+        self.faults: Counter[tuple[str, str]] = Counter()  # (what, phase it fell into)
 
     # the coordinator
 
@@ -196,6 +200,7 @@ class World:
         if self.rng.random() < 0.02:
             site = self.sites[self.rng.choice(names)]
             site.alive, site.back_s = False, self.now_s + self.rng.choice((0.5, 3.0, 20.0))
+            self.faults["crash", self.rounds.phase] += 1
         if self.rng.random() < 0.02:
             pair = (
                 frozenset(self.rng.sample(names, 2))
@@ -203,6 +208,7 @@ class World:
                 else frozenset([self.rng.choice(names)])
             )
             self.cut[pair] = self.now_s + self.rng.choice((0.5, 4.0, 15.0))
+            self.faults["cut" if len(pair) > 1 else "silence", self.rounds.phase] += 1
         if self.rng.random() < 0.003:
             name = self.rng.choice(names)
             self.tell(Left(name, 0.0), name)
@@ -217,7 +223,8 @@ class World:
             self.decide(Seen(self.now_s))
 
 
-def endure(seed: int) -> None:
+def endure(seed: int) -> Counter[tuple[str, str]]:
+    """Faults for 150 s, 100 s without, then all but one die for good.  Returns which faults fell into which phase."""
     world = World(seed, sites=2 + seed % 3)
     world.run(150.0)
     before = len(world.history)
@@ -238,6 +245,14 @@ def endure(seed: int) -> None:
             assert applied.get(number, generation) == generation, (
                 f"seed {seed}: round {number} differs at {member}"
             )
+    survivor = world.rng.choice(sorted(world.sites))
+    for site in world.sites.values():
+        if site.name != survivor:
+            site.alive, site.back_s = False, float("inf")
+    before = len(world.history)
+    world.run(280.0)
+    assert len(world.history) > before + 2, f"seed {seed}: {survivor} alone stands still"
+    return world.faults
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -246,10 +261,15 @@ def test_no_round_is_applied_twice_or_differently_and_none_waits_for_ever(seed):
 
 
 @pytest.mark.endurance
-@pytest.mark.timeout(3600)
-def test_ten_thousand_seeds():
-    for seed in range(10_000):
-        endure(seed)
+@pytest.mark.timeout(7200)
+def test_ten_thousand_seeds_with_each_fault_in_each_phase():
+    faults: Counter[tuple[str, str]] = Counter()
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        for found in pool.map(endure, range(10_000), chunksize=50):
+            faults += found
+    for what in ("crash", "silence", "cut"):
+        for phase in ("found", "gather", "exchange"):
+            assert faults[what, phase] > 100, f"{what} while {phase}: {faults[what, phase]} times"
 
 
 def told(rounds: Rounds, *facts: RoundFact) -> Rounds:

@@ -131,14 +131,15 @@ class Layout:
         for parameter in self.model.parameters():
             grad = _local_grad(parameter)
             grads.append(grad)
-            squares += grad.double().square().sum() / self.copies(parameter)
+            norm = torch.linalg.vector_norm(grad, dtype=torch.float64)
+            squares += norm.square() / self.copies(parameter)
         if dist.is_initialized():
             dist.all_reduce(squares)
-        norm = float(squares.sqrt())
-        if norm > norm_max:
+        whole = float(squares.sqrt())
+        if whole > norm_max:
             for grad in grads:
-                grad *= norm_max / norm
-        return norm
+                grad *= norm_max / whole
+        return whole
 
     def _own_sequence(self, batch: Tensor) -> tuple[Tensor, Tensor]:
         length = (batch.shape[1] - 1) // self.stage.cp

@@ -14,27 +14,37 @@ BEAT_S = 0.3
 
 
 class Desk:
-    """Two connections: one for the beat, which also waits for news, one for what must be said now.  A coordinator
-    that cannot be reached is tried again; meanwhile the last view holds."""
+    """Three connections: one for the beat, which also waits for news, one for what must be said now, one for what is said
+    while training goes on.  A coordinator that cannot be reached is tried again; meanwhile the last view holds."""
 
     def __init__(self, address: str, task: str, site: str) -> None:
         self._address, self._task, self._site = address, task, site
         self._view: View | None = None
         self._changed = threading.Condition()
         self._lines: dict[str, Any] = {}
+        self._posted: RoundFact | None = None
         self._closed = False
         threading.Thread(target=self._beat, daemon=True).start()
 
     def tell(self, fact: RoundFact) -> None:
         self._ask("now", fact)
 
+    def post(self, fact: RoundFact) -> None:
+        """Without waiting for the answer.  Said again while it is on its way, it goes out once."""
+        with self._changed:
+            if self._posted is not None:
+                return  # one at a time: whoever looks at the view afterwards says the next, or this one again
+            self._posted = fact
+        threading.Thread(target=self._send_posted, args=(fact,), daemon=True).start()
+
     def view(self) -> View | None:
         return self._view
 
-    def wait(self, seconds: float) -> None:
-        """Until the view changes, or so long."""
+    def wait(self, seconds: float, shown: View | None = None) -> None:
+        """Until the view differs from `shown`, or something changes, or so long."""
         with self._changed:
-            self._changed.wait(seconds)
+            if shown is None or self._view is None or same_view(self._view, shown):
+                self._changed.wait(seconds)
 
     def close(self) -> None:
         self._closed = True
@@ -44,6 +54,12 @@ class Desk:
             began_s = time.monotonic()
             self._ask("beat", Seen(0.0, self._site))
             time.sleep(max(0.0, min(BEAT_S, 0.02 if self._view else BEAT_S) - (time.monotonic() - began_s)))
+
+    def _send_posted(self, fact: RoundFact) -> None:
+        self._ask("post", fact)
+        with self._changed:
+            self._posted = None
+            self._changed.notify_all()
 
     def _ask(self, line: str, fact: RoundFact) -> None:
         try:

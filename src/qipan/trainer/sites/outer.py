@@ -197,15 +197,10 @@ class Sites:
                 case "train":
                     return ("train" if training else "snapshot"), shown
                 case "ready":
-                    self.desk.tell(
-                        Ready(
-                            self.own.site, 0.0, self.own.life, self.own.round, self.ready_tokens, self.step_s
-                        )
-                    )
-                    continue
+                    own = self.own
+                    self.desk.post(Ready(own.site, 0.0, own.life, own.round, self.ready_tokens, self.step_s))
                 case "vote":
                     self._vote(shown)
-                    continue
                 case "exchange":
                     if self.flight is None or self.flight.key != (shown.round, shown.generation):
                         return "exchange", shown
@@ -213,7 +208,7 @@ class Sites:
                     return order, shown
                 case _:
                     pass
-            if self.outer.overlap and training and order in ("wait", "exchange", "ready"):
+            if self.outer.overlap and training and order in ("wait", "exchange", "ready", "vote"):
                 return "train", shown
             if (
                 self.flight is not None
@@ -221,7 +216,7 @@ class Sites:
                 and self.flight.done.wait(0.02)
             ):
                 return "look", shown  # it ended: ask all ranks
-            self.desk.wait(0.1)
+            self.desk.wait(0.1, shown)
 
     def _steps(self, shown: View) -> int:
         """Inner steps of this round; the last round is no longer than what is left to train."""
@@ -251,7 +246,7 @@ class Sites:
         now = (shown.round, shown.generation)
         digest = _hex(self.vote_digest) if self.own.exchanged == now else ""
         missing = () if self.own.exchanged == now else self.vote_missing
-        self.desk.tell(Voted(self.own.site, 0.0, self.own.life, *now, digest, missing))
+        self.desk.post(Voted(self.own.site, 0.0, self.own.life, *now, digest, missing))
 
     # ---- what all ranks do -------------------------------------------------------------------------------------------
 
