@@ -96,7 +96,7 @@ def main() -> None:
     devices = world.devices(given.equal)
     wanted = world.p95_slowdown(world.isolated(devices))
     fewer = 0.0
-    for share in (0.8, 0.65, 0.6, 0.55, 0.5, 0.45, 0.4):
+    for share in map(float, given.shares.split(",")):
         smaller = {site: max(1, round(count * share)) for site, count in devices.items()}
         slowdown = world.p95_slowdown(world.board(smaller, given.policy))
         rows.append({"devices_share": share, "p95_slowdown_board": slowdown, "p95_slowdown_isolated": wanted})

@@ -3,7 +3,7 @@
 A multiple-choice knapsack in several resources.  Three ways, chosen by the instance alone:
 
     free     everybody's best point fits: nothing to decide
-    exact    few candidates: a mixed-integer program solved by HiGHS (in SciPy), no time limit
+    exact    few candidates: branch and bound, or where that would take long a mixed-integer program solved by HiGHS (in SciPy)
     greedy   otherwise: by value gained per device weighed by scarcity, then bounded local search
 
 Ties are broken by task id, then point id; the order of the input does not matter.
@@ -19,6 +19,8 @@ import numpy as np
 EXACT_UP_TO = 16
 #: a proven gap at which the exact search may stop
 GAP = 1e-4
+#: choices that branch and bound tries before it leaves an instance to HiGHS, which takes 20 ms for the smallest
+NODES = 4000
 #: rounds of local search over all bidders
 ROUNDS = 4
 
@@ -55,19 +57,24 @@ Choice = dict[str, Candidate]
 
 
 def allocate(
-    bidders: Sequence[Bidder], capacity: Mapping[str, int], *, exact_up_to: int = EXACT_UP_TO
+    bidders: Sequence[Bidder],
+    capacity: Mapping[str, int],
+    *,
+    exact_up_to: int = EXACT_UP_TO,
+    local_search: bool = True,
 ) -> Allocation:
-    """Values must be positive; a candidate that alone exceeds the capacity is never chosen."""
+    """Values must be positive; a candidate that alone exceeds the capacity is never chosen.  Without `local_search` the greedy choice
+    stands (for measuring what it is worth)."""
     usable = [_usable(bidder, capacity) for bidder in sorted(bidders, key=lambda bidder: bidder.task_id)]
     usable = [bidder for bidder in usable if bidder.candidates]
     best = {bidder.task_id: max(bidder.candidates, key=preference) for bidder in usable}
     if _fits(best, capacity):
         return _result(best, usable, capacity, "free")
     if sum(len(bidder.candidates) for bidder in usable) <= exact_up_to:
-        exact = _exact(usable, capacity)
+        exact = _searched(usable, capacity) or _solved(usable, capacity)
         if exact is not None:
             return _result(exact, usable, capacity, "exact")
-    return _result(_heuristic(usable, capacity), usable, capacity, "greedy")
+    return _result(_heuristic(usable, capacity, local_search=local_search), usable, capacity, "greedy")
 
 
 def _usable(bidder: Bidder, capacity: Mapping[str, int]) -> Bidder:
@@ -84,11 +91,13 @@ def preference(candidate: Candidate) -> tuple[float, int, str]:
     return (candidate.value, -sum(devices for _, devices in candidate.needs), candidate.point_id)
 
 
-def _heuristic(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> Choice:
+def _heuristic(bidders: Sequence[Bidder], capacity: Mapping[str, int], *, local_search: bool) -> Choice:
     """The best of three starts, each improved: devices weighed by scarcity, all alike, and value alone."""
     scarce = _scarcity(bidders, capacity)
     starts = (scarce, dict.fromkeys(capacity, 1.0), dict.fromkeys(capacity, 0.0))
-    found = [_improve(bidders, capacity, _greedy(bidders, capacity, weight)) for weight in starts]
+    found = [_greedy(bidders, capacity, weight) for weight in starts]
+    if local_search:
+        found = [_improve(bidders, capacity, choice) for choice in found]
     return max(found, key=lambda choice: sum(candidate.value for candidate in choice.values()))
 
 
@@ -256,7 +265,44 @@ def _fits(chosen: Choice, capacity: Mapping[str, int]) -> bool:
 # ---- exact -----------------------------------------------------------------------------------------------------------
 
 
-def _exact(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> Choice | None:
+def _searched(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> Choice | None:
+    """Depth first over the bidders, dearest first, each at its better candidates first, then out; a branch is left when even
+    everybody's best could not beat what is known.  None after NODES choices."""
+    order = sorted(bidders, key=lambda one: (-max(c.value for c in one.candidates), one.task_id))
+    ranked = [sorted(one.candidates, key=preference, reverse=True) for one in order]
+    hope = [0.0] * (len(order) + 1)  # the best values of this bidder and those after it
+    for at in range(len(order) - 1, -1, -1):
+        hope[at] = hope[at + 1] + ranked[at][0].value
+    best = _greedy(bidders, capacity, _scarcity(bidders, capacity))
+    best_value = sum(candidate.value for candidate in best.values())
+    free, nodes = dict(capacity), 0
+    chosen: Choice = {}
+
+    def descend(at: int, value: float) -> None:
+        nonlocal best, best_value, nodes
+        nodes += 1
+        if value > best_value * (1 + 1e-12):
+            best, best_value = dict(chosen), value
+        if at == len(order) or nodes > NODES:
+            return
+        for candidate in ranked[at]:
+            if value + candidate.value + hope[at + 1] <= best_value:
+                return  # the others are worth less, and being out is worth nothing
+            if all(free[key] >= devices for key, devices in candidate.needs):
+                _takes(free, None, candidate)
+                chosen[order[at].task_id] = candidate
+                descend(at + 1, value + candidate.value)
+                del chosen[order[at].task_id]
+                for key, devices in candidate.needs:
+                    free[key] += devices
+        if value + hope[at + 1] > best_value:
+            descend(at + 1, value)
+
+    descend(0, 0.0)
+    return best if nodes <= NODES else None
+
+
+def _solved(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> Choice | None:
     """One binary variable per candidate, one row per bidder and per resource.  None when SciPy, which brings HiGHS, is
     not installed."""
     try:

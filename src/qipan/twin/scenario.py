@@ -173,11 +173,14 @@ def why_in_scenario(
     return why_of(world, TaskId(task_id))
 
 
-def make_world(scenario: Scenario, seed: int) -> tuple[World, list[Order]]:
+def make_world(scenario: Scenario, seed: int, **changes: Any) -> tuple[World, list[Order]]:
+    """`changes`: of the boards' settings."""
     world = build_world(
         scenario.site.root,
         seed=seed,
-        settings=Settings(lease_s=max(60.0, scenario.site.lease_s), policy=scenario.policy),
+        settings=replace(
+            Settings(lease_s=max(60.0, scenario.site.lease_s), policy=scenario.policy), **changes
+        ),
         behaviour=Behaviour(checkpoint_s=600.0),
         faults=Faults(lose=scenario.lose),
     )
