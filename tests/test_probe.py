@@ -166,6 +166,53 @@ def test_an_unhealthy_device_is_named_and_the_rest_is_usable(tmp_path, monkeypat
     assert of("huawei", tmp_path).state == "broken"
 
 
+GPUSTACK = """
+from dataclasses import dataclass, field
+
+
+@dataclass
+class Device:  # the fields of gpustack-runtime 0.2.6 that are read
+    manufacturer: str
+    index: int
+    name: str
+    uuid: str
+    memory: int  # MiB
+    appendix: dict | None = None
+
+
+def detect_devices(fast=True, manufacturer=None, usage=True):
+    found = [
+        Device("ascend", 0, "910B3", "U-0", 65536, {"bdf": "0000:c1:00.0"}), Device("ascend", 1, "910B3", "U-1", 65536),
+        Device("metax", 0, "MXC500", "M-0", 65536),
+    ]
+    return found[:2] if fast else found
+"""
+
+
+def test_a_library_of_many_vendors_counts_where_their_tools_show_nothing(tmp_path, monkeypatch):
+    package = tmp_path / "site" / "gpustack_runtime" / "detector"
+    package.mkdir(parents=True)
+    (package.parent / "__init__.py").write_text("")
+    (package / "__init__.py").write_text(GPUSTACK)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    monkeypatch.setenv(
+        "PYTHONPATH", os.pathsep.join([str(tmp_path / "site"), os.environ.get("PYTHONPATH", "")])
+    )
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev/davinci0").touch()
+    monkeypatch.setenv("PATH", "/usr/bin:/bin")
+    answers = {answer.vendor: answer for answer in probe(tmp_path, limit_s=30)}
+    ascend = answers["huawei"]
+    assert (ascend.state, len(ascend.devices)) == ("usable", 2)
+    assert (ascend.devices[0].bus, ascend.devices[0].memory_bytes) == ("0000:c1:00.0", 2**36)
+    assert any(evidence.layer == "library" for evidence in ascend.evidence)
+    assert [device.name for device in answers["metax"].devices] == ["MXC500"]
+    assert answers["amd"].state == "absent"
+    tool(tmp_path, "npu-smi", f"cat <<'X'\n{NPU}X", monkeypatch)  # it numbers cards, the library chips
+    with_tool = {answer.vendor: answer for answer in probe(tmp_path, limit_s=30)}["huawei"]
+    assert {device.uuid for device in with_tool.devices}.isdisjoint({"U-0", "U-1"})
+
+
 QUERY = """index, uuid, name, pci.bus_id, memory.total [MiB], ecc.errors.uncorrected.volatile.total, clocks_throttle_reasons.hw_thermal_slowdown, pcie.link.width.current, pcie.link.width.max
 0, GPU-0, NVIDIA H100 80GB HBM3, 00000000:18:00.0, 81559 MiB, 0, Not Active, 16, 16
 1, GPU-1, NVIDIA H100 80GB HBM3, 00000000:2A:00.0, 81559 MiB, 3, Not Active, 16, 16

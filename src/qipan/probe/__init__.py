@@ -12,6 +12,7 @@ from typing import Any, Literal, Protocol
 import yaml
 
 from qipan.probe.device import Device
+from qipan.probe.documents import of_manufacturer
 from qipan.probe.parsers import joined, recognise
 from qipan.probe.tools import TOOL_S, Command, Ran, run_tools
 
@@ -78,8 +79,11 @@ def _vendor(
     found = [recognise(facts["forms"], ran[command].text) for command in mine]
     evidence = (*hardware, *(_told(command, ran[command], len(found[i])) for i, command in enumerate(mine)))
     if facts.get("library") in LIBRARIES and (command := _library(facts["library"])) in ran:
-        found.append(recognise(["own"], ran[command].text))
-        evidence = (*evidence, replace(_told(command, ran[command], len(found[-1])), layer="library"))
+        whose = facts.get("manufacturer", "")
+        told = recognise(["own"], of_manufacturer(ran[command].text, whose))
+        if not whose or not any(found):  # it numbers devices its own way
+            found.append(told)
+        evidence = (*evidence, replace(_told(command, ran[command], len(told)), layer="library"))
     devices = joined(devices for devices in found if devices)
     if devices:
         return _present(vendor, devices, evidence, hardware)

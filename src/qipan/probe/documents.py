@@ -195,6 +195,16 @@ def own(text: str) -> Iterable[Device]:
     return _devices(value.get("devices") if isinstance(value, dict) else None, _own)
 
 
+def of_manufacturer(text: str, manufacturer: str) -> str:
+    """The same with the entries of one manufacturer; a library of one vendor names none."""
+    value = _json(text)
+    entries = value.get("devices") if isinstance(value, dict) else None
+    kept = [
+        entry for entry in entries if isinstance(entry, dict) and entry.get("manufacturer", "") in ("", manufacturer)
+    ] if isinstance(entries, list) else []  # fmt: skip
+    return json.dumps({"devices": kept})
+
+
 def _own(entry: Any) -> Device:
     return Device(
         int(entry["index"]), str(entry["name"]), str(entry["bus"]), int(entry["memory_bytes"]),

@@ -29,9 +29,16 @@ def _pynvml() -> list[dict[str, Any]]:
 def _gpustack() -> list[dict[str, Any]]:
     from gpustack_runtime.detector import detect_devices  # type: ignore[import-not-found,unused-ignore]
 
-    return [
-        _entry(device.index, device.name, "", int(device.memory) * 2**20, device.uuid)
-        for device in detect_devices(fast=False)
+    return [  # `fast` would end at the first vendor; memory is in MiB
+        _entry(
+            device.index,
+            device.name,
+            (device.appendix or {}).get("bdf", ""),
+            int(device.memory) * 2**20,
+            device.uuid,
+        )
+        | {"manufacturer": str(device.manufacturer)}
+        for device in detect_devices(fast=False, usage=False)
     ]
 
 
