@@ -4,6 +4,7 @@ No systemd, no cgroups; everything below one folder, on loopback."""
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -49,8 +50,31 @@ PartitionName=main Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 
 
+ACCOUNTING = """AccountingStorageType=accounting_storage/slurmdbd
+AccountingStorageHost=127.0.0.1
+AccountingStoragePort={port}
+AccountingStoragePass={folder}/munge.sock
+AccountingStorageTRES=gres/gpu
+"""
+SLURMDBD = """AuthType=auth/munge
+AuthInfo=socket={folder}/munge.sock
+DbdHost=localhost
+DbdAddr=127.0.0.1
+DbdPort={port}
+SlurmUser=root
+StorageType=accounting_storage/mysql
+StorageHost=127.0.0.1
+StoragePort={sql}
+StorageUser=slurm
+StoragePass=slurm
+StorageLoc=slurm_acct
+LogFile={folder}/slurmdbd.log
+PidFile={folder}/slurmdbd.pid
+"""
+
+
 class SlurmCluster:
-    """`nodes` x `devices` GRES devices of type gpu:sim."""
+    """`nodes` x `devices` GRES devices of type gpu:sim.  `accounting`: with MariaDB and slurmdbd, so that sacct answers."""
 
     engine, resource = "slurm", "gpu:sim"
 
@@ -58,8 +82,15 @@ class SlurmCluster:
         return {"conf": str(self.conf)}
 
     def __init__(
-        self, folder: Path, name: str = "c0", nodes: int = 2, devices: int = 4, port: int = 16800
+        self,
+        folder: Path,
+        name: str = "c0",
+        nodes: int = 2,
+        devices: int = 4,
+        port: int = 16800,
+        accounting: bool = False,
     ) -> None:
+        self.accounting = accounting
         self.folder, self.name, self.nodes, self.devices, self.port = folder, name, nodes, devices, port
         self.conf = folder / "slurm.conf"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -87,6 +118,10 @@ class SlurmCluster:
                 f" RealMemory=16000 Gres=gpu:sim:{self.devices} State=UNKNOWN\n"
             )
             gres.append(f"NodeName={node} Name=gpu Type=sim File={folder}/dev/sim[0-{self.devices - 1}]\n")
+        if self.accounting:
+            gres_types = lines[0].rfind("GresTypes")
+            more = ACCOUNTING.format(port=self.port + 50, folder=folder)
+            lines[0] = lines[0][:gres_types] + more + lines[0][gres_types:]
         partitions = lines[0].rfind("PartitionName")
         self.conf.write_text(lines[0][:partitions] + "".join(lines[1:]) + lines[0][partitions:])
         (folder / "gres.conf").write_text("".join(gres))
@@ -94,11 +129,51 @@ class SlurmCluster:
                    f"--key-file={key}", f"--log-file={folder}/munged.log", f"--pid-file={folder}/munged.pid",
                    f"--seed-file={folder}/munge.seed", "--num-threads=2")  # fmt: skip
         self._until(lambda: (folder / "munge.sock").exists(), 10, "munged")
+        if self.accounting:
+            self._start_accounting()
         self.start_controller()
         for index in range(self.nodes):
             self.start_node(index)
         self.until_nodes(limit_s)
         return self
+
+    def _start_accounting(self) -> None:
+        """A private MariaDB, and slurmdbd over it."""
+        data, sql = self.folder / "mariadb", self.port + 60
+        data.mkdir()
+        shutil.chown(data, "mysql", "mysql")
+        for above in data.parents:  # the test's folders are for their owner only
+            if str(above).startswith("/tmp/") and above.owner() == "root":
+                above.chmod(above.stat().st_mode | 0o011)
+        install = [
+            "mariadb-install-db",
+            "--no-defaults",
+            "--user=mysql",
+            f"--datadir={data}",
+            "--skip-test-db",
+        ]
+        subprocess.run(
+            [*install, "--auth-root-authentication-method=socket"], check=True, capture_output=True
+        )
+        door = data / "sql.sock"
+        self.start("mariadbd", "/usr/sbin/mariadbd", "--no-defaults", "--user=mysql", f"--datadir={data}",
+                   "--bind-address=127.0.0.1", f"--port={sql}", f"--socket={door}", "--innodb-buffer-pool-size=64M")  # fmt: skip
+        grant = "create user slurm@'%' identified by 'slurm'; grant all on slurm_acct.* to slurm@'%'; flush privileges"
+        ask = ["mariadb", "--no-defaults", f"--socket={door}", "-e"]
+        self._until(
+            lambda: subprocess.run([*ask, "select 1"], capture_output=True).returncode == 0, 60, "MariaDB"
+        )
+        subprocess.run([*ask, grant], check=True, capture_output=True)
+        conf = self.folder / "slurmdbd.conf"
+        conf.write_text(SLURMDBD.format(folder=self.folder, port=self.port + 50, sql=sql))
+        conf.chmod(0o600)
+        self.start("slurmdbd", "/usr/sbin/slurmdbd", "-D")
+        self._until(lambda: self._listens(self.port + 50), 60, "slurmdbd")
+        self.run("sacctmgr", "-i", "add", "cluster", self.name)
+
+    def _listens(self, port: int) -> bool:
+        with socket.create_connection(("127.0.0.1", port), timeout=2):
+            return True
 
     def start(self, name: str, *command: str) -> None:
         log = (self.folder / f"{name}.out").open("ab")

@@ -25,7 +25,7 @@ from qipan.hardware import BoardSpec, ChipClassId, Pool
 LIMIT_S = 20.0
 WATCH_S = 1
 MANAGER = "qipan"
-OPTIONS = ("api", "namespace", "image", "claim", "queue", "token_file", "ca_file", "python", "interface")
+OPTIONS = ("api", "namespace", "image", "claim", "queue", "token_file", "ca_file", "python")
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,6 @@ class KubernetesOptions:
     token_file: str = ""
     ca_file: str = ""
     python: str = "python3"
-    interface: str = "eth0"
     share: float = 1.0
 
     @staticmethod

@@ -12,6 +12,7 @@ from qipan.clock import Clock
 from qipan.engines import devices as chips
 from qipan.engines.launcher import Hold, Holding, free_port, read_json, torchrun
 from qipan.engines.leaf import LeafEngine
+from qipan.engines.visible import visible
 from qipan.errors import InvalidInput
 from qipan.hardware import BoardSpec, ChipClassId
 from qipan.leases import EngineId
@@ -62,10 +63,12 @@ class Processes:
         kept = {
             key: value for key, value in os.environ.items() if not key.startswith(("QIPAN_", "TORCHELASTIC"))
         }
+        devices = ",".join(str(device) for device in hold.devices)
         return {
             **kept,
+            **visible(self._pools[hold.need.chip_class], devices),
             "QIPAN_NUM_NODES": "1",
-            "QIPAN_DEVICES": ",".join(str(device) for device in hold.devices),
+            "QIPAN_DEVICES": devices,
             "MASTER_ADDR": "127.0.0.1",
             "GLOO_SOCKET_IFNAME": "lo",
         }

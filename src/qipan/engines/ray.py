@@ -25,6 +25,7 @@ from qipan.engines.queue import (
     python_path,
     share_of,
 )
+from qipan.engines.visible import visible
 from qipan.errors import QipanError
 from qipan.hardware import BoardSpec, ChipClassId, Pool
 
@@ -134,7 +135,10 @@ class Ray:
         return on_one_node(self._options.python, hold, run)
 
     def environment(self, hold: Hold, granted: Mapping[str, object]) -> dict[str, str]:
-        return python_path() | one_node_environment(granted, self._options.interface)
+        own = visible(
+            self._pools[hold.need.chip_class], str(granted.get("devices", "")), granted.get("given")
+        )
+        return python_path() | own | one_node_environment(granted, self._options.interface)
 
     def inside(self, pool: Pool, devices: int, command: list[str]) -> list[str]:
         program = [

@@ -29,6 +29,8 @@ FROM_QUEUE = ("SLURM_", "CUDA_", "ROCR_", "HIP_", "ASCEND_", "GPU_", "ZE_", "RAY
 DEVICES = (
     "CUDA_VISIBLE_DEVICES",
     "ROCR_VISIBLE_DEVICES",
+    "HIP_VISIBLE_DEVICES",
+    "ZE_AFFINITY_MASK",
     "ASCEND_RT_VISIBLE_DEVICES",
     "SLURM_JOB_GPUS",
     "QIPAN_DEVICES",
@@ -44,6 +46,7 @@ def main() -> None:
     job = {
         "job": os.environ.get("SLURM_JOB_ID") or os.environ.get("RAY_JOB_ID") or "",
         "host": socket.gethostname(),
+        "given": [name for name in DEVICES if os.environ.get(name)],
         "devices": next((os.environ[name] for name in DEVICES if os.environ.get(name)), ""),
         "granted_s": granted_s,
     }

@@ -14,6 +14,7 @@ from pathlib import Path
 from qipan.curves import Need
 from qipan.engines.launcher import Hold, free_port, torchrun
 from qipan.engines.queue import Job, View, options_of, python_path, share_of
+from qipan.engines.visible import visible
 from qipan.errors import QipanError
 from qipan.hardware import BoardSpec, ChipClassId, Pool
 from qipan.leases import TaskId
@@ -159,6 +160,7 @@ class Slurm:
         interface = self._options.interface or ("lo" if nodes == 1 else "")
         return {
             **python_path(),
+            **(visible(pool, str(granted.get("devices", "")), granted.get("given")) if nodes == 1 else {}),
             "QIPAN_NUM_NODES": str(nodes),
             "QIPAN_DEVICES": str(granted.get("devices", "")),
             "MASTER_ADDR": "127.0.0.1" if nodes == 1 else str(granted.get("host", "")),
