@@ -87,7 +87,7 @@ def test_no_daemons_death_loses_or_doubles_a_task(clusters, tmp_path):
         "slurmctld": lambda: slurm.start_controller(),
         "slurmd-0": lambda: slurm.start_node(0),
         "node-0": lambda: ray.start_node(0),
-        "head": lambda: (ray.start_head(), ray._until(lambda: _answers(ray), 120, "the head"), _again(ray)),
+        "head": lambda: _head_again(ray),
     }
     recoveries: dict[str, float] = {}
     try:
@@ -145,12 +145,11 @@ def overlaps(store: Path, tasks: list[str]) -> list[str]:
     return twice
 
 
-def _answers(ray: RayCluster) -> bool:
-    return httpx.get(f"{ray.address}/api/version", timeout=5).status_code == 200
-
-
-def _again(ray: RayCluster) -> None:
-    """Without a store of its own a head that is started anew knows no node: its site starts them again, too."""
+def _head_again(ray: RayCluster) -> None:
+    """Without a store of its own a head that is started anew knows no node, and nodes end without one: the site starts both.
+    The node's end comes first: `ray start --head` refuses while any process of this machine names the address."""
     if ray.processes["node-0"].poll() is None:
         ray.kill("node-0")
+    ray.start_head()
+    ray._until(lambda: httpx.get(f"{ray.address}/api/version", timeout=5).status_code == 200, 120, "the head")
     ray.start_node(0)
