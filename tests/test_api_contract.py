@@ -26,6 +26,7 @@ GETS = {
     "/v1/tasks/{task_id}/cost": views.Cost, "/v1/health": shapes.Health, "/v1/boards": shapes.Boards, "/v1/prices": shapes.Prices,
     "/v1/chips": shapes.Chips, "/v1/decisions": shapes.Decisions, "/v1/problems/{name}": shapes.ProblemKind,
     "/v1/ledger/accounts": shapes.Accounts, "/v1/ledger/statement": Statement, "/v1/ledger/check": Audit,
+    "/v1/market/auctions": shapes.Auctions, "/v1/market/orders": shapes.Orders,
     "/v1/tasks/{task_id}/bill/explained": money.Explained,
     "/v1/ledger": shapes.Ledger, "/v1/bills": shapes.Bills, "/v1/people": shapes.People, "/v1/whatif": WhatIf,
 }  # fmt: skip
@@ -75,12 +76,16 @@ def test_every_route_has_a_model_and_problems(document):
         for status in ("400", "401", "404", "422"):
             content = operation["responses"][status]["content"]
             assert list(content) == ["application/problem+json"], (path, status)
-        assert method == "get" or path.endswith(("/cancel", "/key", "/budget")) or operation["requestBody"]
+        assert (
+            method == "get"
+            or path.endswith(("/cancel", "/key", "/budget", "/orders"))
+            or operation["requestBody"]
+        )
 
 
 def test_every_read_answers_what_its_model_says_and_no_more(api, document):
     reads = {path for path, method, _ in operations(document) if method == "get"}
-    assert reads - set(GETS) == {"/v1/tasks/{task_id}/stream"}
+    assert reads - set(GETS) == {"/v1/tasks/{task_id}/stream", "/v1/market/book"}
     for path, model in GETS.items():
         asked = {"account": "tenant/poets"} if path.endswith("/statement") else {}
         body = api.get(

@@ -3,6 +3,7 @@ engines, and is what the API speaks to."""
 
 import hashlib
 import hmac
+import logging
 import secrets
 import threading
 import time
@@ -21,7 +22,7 @@ from qipan.curves import Curve
 from qipan.engines.launcher import free_port
 from qipan.engines.leaf import LeafEngine
 from qipan.engines.make import leaf_engine
-from qipan.errors import Infeasible, InvalidInput, NotFound, OverLimit
+from qipan.errors import Infeasible, InvalidInput, NotFound, OverLimit, QipanError
 from qipan.events import (
     BudgetRaised,
     CancelRequested,
@@ -32,9 +33,12 @@ from qipan.events import (
     TaskSubmitted,
 )
 from qipan.hardware import BoardId, BoardSpec, Pool
+from qipan.journal import Journal
+from qipan.journal.exchange import Exchange, Placed, Stock
 from qipan.leases import Order, Receipt, TaskId, Usage
 from qipan.ledger import Books, Tariff, check_balances, make_receipt
 from qipan.ledger.transfer import move
+from qipan.market import Bid
 from qipan.planner import Option, Plan, plan_task, rank
 from qipan.planner.experience import Place, beliefs, seen_in
 from qipan.planner.learn import Belief, Seen
@@ -56,6 +60,8 @@ from qipan.workload.task import Part
 
 LOOP_S = 0.05
 FORGET_EVERY_S = 3600.0
+TRADE_AGAIN_S = 60.0  # after something in the market went wrong
+log = logging.getLogger("qipan.host")
 #: so many of the newest ends of tasks correct the planner, looked for among so many facts
 LESSONS, LESSON_FACTS = 200, 200_000
 
@@ -132,6 +138,15 @@ class Host:
             self._rounds()
         self._take_up()
         self.keep_s, self._forgot_s = keep_s, float("-inf")
+        stock = [
+            Stock(
+                pool.site, board.region, pool.chip_class, pool.devices, pool.tariff_micro_cny_per_device_hour
+            )
+            for board in site.root.walk()
+            for pool in board.pools
+        ]
+        self.exchange = Exchange(Journal(self.store.db), stock, lambda: secrets.token_hex(16), self.ready)
+        self._trade_s: float | None = 0.0
         self._lessons: dict[str, list[tuple[Place, Seen]]] = {}  # of each task that ended
         self._beliefs: dict[Place, Belief] = {}
         self._learned_to = 0
@@ -207,6 +222,7 @@ class Host:
         """Step the boards until `stop` is called."""
         while not self._stop.is_set():
             self.step()
+            self.trade()
             self.forget()
             self._stop.wait(LOOP_S)
 
@@ -215,6 +231,37 @@ class Host:
             for _ in range(100):
                 if not self.tree.step():
                     return
+
+    def trade(self) -> None:
+        """Clear and settle the auctions whose time has come.  What goes wrong there does not stop the boards."""
+        now_s = self.clock.now_s()
+        if self._trade_s is None or now_s < self._trade_s:
+            return
+        with self.lock:
+            try:
+                self._trade_s = self.exchange.tick(now_s)
+            except QipanError as error:
+                log.warning("the market waits %.0f s: %s", TRADE_AGAIN_S, error)
+                self._trade_s = now_s + TRADE_AGAIN_S
+
+    def place_order(self, product: str, bid: Bid, trader: str) -> Placed:
+        """Raises InvalidInput, OverLimit."""
+        with self.lock:
+            placed = self.exchange.place(product, bid, trader, self.clock.now_s())
+            self._trade_s = 0.0
+            return placed
+
+    def ready(self, board: str, chip_class: str) -> int:
+        """Devices of a board that its engines can use now, free or not."""
+        here = self.tree.controllers.get(BoardId(board))
+        engines = (here or self.tree.root).state.engines.values()
+        return sum(
+            offer.devices
+            for engine in engines
+            if not engine.lost
+            for offer in engine.offers
+            if offer.chip_class == chip_class and (here is not None or offer.site == board)
+        )
 
     def forget(self) -> None:
         """What is older than `keep_s` goes from the stores, once an hour."""

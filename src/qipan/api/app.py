@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import uvicorn
 from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
@@ -23,7 +23,9 @@ from qipan.api.shapes import Answer, Submission, page, read_cursor, read_submiss
 from qipan.catalogue import site_catalogue
 from qipan.errors import InvalidInput, NotAllowed, NotFound
 from qipan.host import Host, TaskView
+from qipan.journal.exchange import Placed
 from qipan.ledger.auditor import Audit
+from qipan.market import Bid
 from qipan.outcomes import WhatIf
 from qipan.planner import Plan
 from qipan.quantities import parse_money_micro_cny
@@ -54,6 +56,7 @@ BODY = {
 TaskName = Annotated[str, InPath(max_length=100)]
 Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX)]
 Cursor = Annotated[str | None, Query(max_length=300)]
+Product = Annotated[str, Query(max_length=200)]
 After = Annotated[int, Query(ge=0, le=2**53)]
 
 
@@ -79,6 +82,7 @@ def make_app(host: Host, token: str, rate: Rate | None = None) -> FastAPI:
     api.include_router(about_tasks(host), prefix="/v1/tasks", tags=["tasks"], responses=ERRORS)
     api.include_router(about_supply(host), prefix="/v1", tags=["supply"], responses=ERRORS)
     api.include_router(about_money(host, token), prefix="/v1", tags=["money"], responses=ERRORS)
+    api.include_router(about_market(host), prefix="/v1/market", tags=["market"], responses=ERRORS)
     api.add_middleware(Gate, token=token, rate=rate or Rate())
     plain = api.openapi
 
@@ -287,6 +291,46 @@ def about_money(host: Host, token: str) -> APIRouter:
         if tenant not in {known.name for known in host.site.tenants}:
             raise NotFound(f"no tenant {tenant[:60]!r}; the site file names them")
         return Answer(shapes.Key(tenant, tenant_token(token, tenant)))
+
+    return routes
+
+
+def about_market(host: Host) -> APIRouter:
+    routes = APIRouter()
+
+    @routes.get("/auctions", response_model=shapes.Auctions)
+    def auctions(limit: Limit = LIMIT) -> Answer:
+        """The latest slots first."""
+        with host.lock:
+            return Answer({"auctions": host.exchange.auctions(limit)})
+
+    @routes.get("/book", response_model=dict[str, Any])
+    def book(product: Product) -> Answer:
+        """A published book with its seed and clearing, as `qipan market verify` reads it; sealed before it is cleared."""
+        with host.lock:
+            return Answer(host.exchange.book(product))
+
+    @routes.get("/orders", response_model=shapes.Orders)
+    def orders(who: Who, limit: Limit = LIMIT) -> Answer:
+        """The caller's own; the operator's are everyone's."""
+        with host.lock:
+            return Answer({"orders": host.exchange.orders(who.tenant, limit)})
+
+    @routes.post("/orders", status_code=201, response_model=Placed)
+    def place(
+        who: Who, product: Product, side: Literal["buy", "sell"],
+        order_id: Annotated[str, Query(max_length=100)],
+        devices: Annotated[int, Query(ge=1, le=10**9)],
+        limit: Annotated[str, Query(max_length=40, description="at most, or at least, a device-hour: `1.5 CNY`")],
+        trader: Annotated[str, Query(max_length=100, description="for the operator: a tenant that buys, a board that sells")] = "",
+    ) -> Answer:  # fmt: skip
+        """A tenant buys for itself; the operator also sells for a board.  The same order again changes nothing."""
+        if who.tenant and (side == "sell" or trader not in ("", who.tenant)):
+            raise NotAllowed(f"the token is {who.tenant}'s; it buys for itself only")
+        name = who.tenant or trader
+        if side == "buy" and name not in {tenant.name for tenant in host.site.tenants}:
+            raise NotFound(f"no tenant {name[:60]!r}; the site file names them")
+        return Answer(host.place_order(product, Bid(order_id, side, devices, parse_money_micro_cny(limit)), name), 201)  # fmt: skip
 
     return routes
 

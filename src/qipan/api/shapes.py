@@ -13,6 +13,7 @@ from starlette.types import Receive, Scope, Send
 
 from qipan.errors import InvalidInput
 from qipan.host import TaskView
+from qipan.journal.exchange import Listed, Placed
 from qipan.leases import Receipt
 from qipan.money import Account
 from qipan.planner import Plan
@@ -118,6 +119,16 @@ class Bill:
 @dataclass(frozen=True, slots=True)
 class Accounts:
     accounts: tuple[Account, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Auctions:
+    auctions: tuple[Listed, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Orders:
+    orders: tuple[Placed, ...]
 
 
 @dataclass(frozen=True, slots=True)

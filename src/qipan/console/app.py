@@ -53,7 +53,7 @@ class Pages:
             trim_blocks=True, lstrip_blocks=True,
         )  # fmt: skip
         self._jinja.filters |= {
-            "money": format_money, "duration": format_duration, "bytes": format_bytes, "moment": moment, "flops": flops,
+            "money": format_money, "duration": format_duration, "bytes": format_bytes, "moment": moment, "flops": flops, "product": product,
             "verdict": lambda verdict, language: word(f"v.{verdict}", language).removeprefix("v."), "say": say,
         }  # fmt: skip
 
@@ -291,6 +291,12 @@ def language_of(request: Request) -> str:
 
 def moment(at_s: float) -> str:
     return time.strftime("%m-%d %H:%M:%S", time.localtime(at_s))
+
+
+def product(product_id: str) -> str:
+    """`sim/a@cn-east/firm/480000` with its hour as people read it."""
+    what, _, hour = product_id.rpartition("/")
+    return f"{what} {time.strftime('%m-%d %H:00', time.localtime(int(hour) * 3600))}"
 
 
 def flops(rate: float | None) -> str:

@@ -179,7 +179,7 @@ class Reads:
         }
 
     async def prices(self, _query: Values) -> Values:
-        return dict(await self.get("/prices"))
+        return {**await self.get("/prices"), **await self.get("/market/auctions", limit=PAGE)}
 
     async def money(self, query: Values) -> Values:
         cursor = str(query.get("cursor", ""))

@@ -44,9 +44,15 @@ def read_product(text: str) -> Product:
     """The product of an id such as `sim/fast@east/firm/480000`.  Raises InvalidInput."""
     chip_class, _, rest = text.partition("@")
     parts = rest.split("/")
-    if not chip_class or len(parts) != 3 or parts[1] not in ("firm", "spot") or not parts[2].isdigit():
+    hour = parts[-1] if parts[-1].isascii() and parts[-1].isdigit() else ""
+    if (
+        not chip_class
+        or len(parts) != 3
+        or parts[1] not in ("firm", "spot")
+        or hour != str(int(hour[:9] or 0))
+    ):
         raise InvalidInput(f"{shown(text)} is no product; write CHIP@ZONE/firm/HOUR, the hour counted from 1970 in UTC")  # fmt: skip
-    return Product(chip_class, parts[0], parts[1], int(parts[2][:9]))
+    return Product(chip_class, parts[0], parts[1], int(hour))
 
 
 @dataclass(frozen=True, slots=True)
