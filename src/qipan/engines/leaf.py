@@ -45,7 +45,7 @@ from qipan.events import (
 from qipan.hardware import BoardSpec, ChipClassId
 from qipan.leases import EngineId, LeaseId, Offer, Order, Room, TaskId, Usage, room_of
 from qipan.transfer import Stager
-from qipan.workload import Launch
+from qipan.workload import Launch, foreach
 from qipan.workload.task import Part
 
 PROGRESS_S = 1.0
@@ -395,9 +395,11 @@ class LeafEngine:
         folder.mkdir(parents=True, exist_ok=True)
         group, ranks, shares = self._launcher.groups(hold)
         launch = msgspec.json.decode(held.order.launch, type=Launch)
-        own = bool(launch.task.run)
+        own, run = bool(launch.task.run), launch.task.run
+        if launch.task.foreach:
+            run = foreach.script(run, launch.task.foreach)
         spec = {
-            "command": joined(self._launcher.command(hold, launch.task.run), launch.task.part),
+            "command": joined(self._launcher.command(hold, run), launch.task.part),
             "env": self._environment(held, launch, point, folder, ranks),
             "cwd": launch.task.workdir
             if own and Path(launch.task.workdir).is_dir()

@@ -46,7 +46,9 @@ def skypilot_task(source: Source, workdir: str) -> Task:
     prologue = (
         f"export SKYPILOT_NUM_NODES={nodes} SKYPILOT_NUM_GPUS_PER_NODE={per_node}\n"
         'export SKYPILOT_NODE_RANK="${QIPAN_NODE_RANK:-0}" SKYPILOT_NODE_IPS="${MASTER_ADDR:-127.0.0.1}"\n'
-        'export SKYPILOT_TASK_ID="$QIPAN_TASK_ID"\n'
+        'export SKYPILOT_TASK_ID="$QIPAN_TASK_ID" SKYPILOT_SETUP_NODE_RANK="$SKYPILOT_NODE_RANK" '
+        'SKYPILOT_SETUP_NODE_IPS="$SKYPILOT_NODE_IPS" '
+        'SKYPILOT_CLUSTER_INFO=\'{"cluster_name":"qipan","cloud":"","region":"","zone":""}\'\n'
     )
     setup = source.text("setup")
     body = prologue + (f"(\nset -e\n{setup.rstrip()}\n) || exit $?\n" if setup else "") + run

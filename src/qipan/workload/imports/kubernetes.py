@@ -46,7 +46,9 @@ def job_task(source: Source, workdir: str) -> Task:
     )
     if completions > 10_000:
         raise source.error("spec.completions", f"{completions} is more than 10000; submit several")
-    prologue = f'export JOB_COMPLETION_INDEX="${{{"QIPAN_ITEM" if indexed else "QIPAN_NODE_RANK"}:-0}}"\n'
+    index = "QIPAN_ITEM" if indexed else "QIPAN_NODE_RANK"
+    wanted = source.text("spec.completionMode") == "Indexed"  # the only mode in which Kubernetes sets it
+    prologue = f'export JOB_COMPLETION_INDEX="${{{index}:-0}}"\n' if wanted else ""
     return _pod_task(
         source, name, "spec.template.spec", pods, prologue, workdir, _limit_s(source, "spec.activeDeadlineSeconds"),
         foreach=tuple(str(index) for index in range(completions)) if indexed else (),

@@ -31,6 +31,14 @@ IGNORED = {
     "requeue": "a task that loses a node always goes on from its checkpoint",
     "no-requeue": "a task that loses a node always goes on from its checkpoint",
 }
+#: set by Slurm to what the flag says, and only where the flag is given
+STATED = {
+    "cpus-per-task": "SLURM_CPUS_PER_TASK", "cpus-per-gpu": "SLURM_CPUS_PER_GPU", "gpus": "SLURM_GPUS",
+    "gpus-per-node": "SLURM_GPUS_PER_NODE", "gpus-per-task": "SLURM_GPUS_PER_TASK", "ntasks-per-node": "SLURM_NTASKS_PER_NODE",
+    "partition": "SLURM_JOB_PARTITION", "account": "SLURM_JOB_ACCOUNT", "qos": "SLURM_JOB_QOS",
+    "dependency": "SLURM_JOB_DEPENDENCY", "distribution": "SLURM_DISTRIBUTION", "mem": "SLURM_MEM_PER_NODE",
+    "mem-per-cpu": "SLURM_MEM_PER_CPU", "mem-per-gpu": "SLURM_MEM_PER_GPU", "export": "SLURM_EXPORT_ENV",
+}  # fmt: skip
 #: Copies of the command, one a rank, as srun starts them; all on the one node that the task has.
 SRUN = """srun() {
   local n="${SLURM_NTASKS:-1}" rank pids=() failed=0
@@ -70,7 +78,7 @@ def sbatch_task(text: str, file: str, workdir: str) -> tuple[Task, list[Directiv
         task_name(source.text("job-name", "sbatch")),
         limits=Limits(chips=chips, time_limit_s=limit_s),
         devices=Shape(devices, devices),
-        run=_environment(source, nodes, ntasks, devices) + _script(source, text),
+        run=_environment(source, nodes, ntasks, devices, array) + _script(source, text),
         env=_export(source),
         foreach=array,
         workdir=source.text("chdir") or workdir,
@@ -177,7 +185,11 @@ def _array(source: Source) -> tuple[str, ...]:
         items += range(int(match[1]), int(match[2] or match[1]) + 1, int(match[3] or 1))
         if len(items) > 10_000:
             raise source.error("array", f"{text[:40]!r} is more than 10000 indices; submit several")
-    source.mark("approximated", "array", "kind: batch with foreach" + (", all at once" if at_once else ""))
+    source.mark(
+        "approximated",
+        "array",
+        "kind: batch with foreach: one after another" + (", not side by side" if at_once else ""),
+    )
     return tuple(str(item) for item in items)
 
 
@@ -188,7 +200,7 @@ def _export(source: Source) -> tuple[tuple[str, str], ...]:
     return tuple((name, value) for name, _, value in pairs)
 
 
-def _environment(source: Source, nodes: int, ntasks: int, devices: int) -> str:
+def _environment(source: Source, nodes: int, ntasks: int, devices: int, items: tuple[str, ...]) -> str:
     """Variables that Slurm would set, before the script's first line."""
     lines = [
         'export SLURM_JOB_ID="$QIPAN_TASK_ID" SLURM_JOBID="$QIPAN_TASK_ID"',
@@ -199,11 +211,27 @@ def _environment(source: Source, nodes: int, ntasks: int, devices: int) -> str:
         f"export SLURM_GPUS_ON_NODE={max(1, devices // nodes)}",
         'export SLURM_JOB_NODELIST="$(hostname)" SLURM_NODELIST="$(hostname)"',
     ]
-    if source.text("cpus-per-task"):
-        lines.append(f"export SLURM_CPUS_PER_TASK={source.whole('cpus-per-task', 1, 1)}")
-    if source.text("array"):
+    per_node = -(-ntasks // nodes)
+    lines.append(f"export SLURM_NPROCS={ntasks} SLURM_TASKS_PER_NODE={shlex.quote(_each(per_node, nodes))}")
+    lines.append(
+        'export SLURM_SUBMIT_HOST="$(hostname)" SLURM_TASK_PID=$$ SLURM_JOB_GPUS="${QIPAN_DEVICES:-}"'
+    )
+    lines.append('export SLURM_CPUS_ON_NODE="$(nproc)" SLURM_JOB_CPUS_PER_NODE="$(nproc)"')
+    for flag, variable in STATED.items():
+        if source.text(flag):
+            lines.append(f"export {variable}={shlex.quote(source.text(flag))}")
+    if items:
+        first, last = min(map(int, items)), max(map(int, items))
+        stepped = re.search(r":([0-9]+)", source.text("array"))
+        step = stepped[1] if stepped else "1"
         lines.append('export SLURM_ARRAY_TASK_ID="$QIPAN_ITEM" SLURM_ARRAY_JOB_ID="$QIPAN_TASK_ID"')
+        lines.append(f"export SLURM_ARRAY_TASK_COUNT={len(items)} SLURM_ARRAY_TASK_MIN={first}")
+        lines.append(f"export SLURM_ARRAY_TASK_MAX={last} SLURM_ARRAY_TASK_STEP={step}")
     return "\n".join(lines) + "\n"
+
+
+def _each(count: int, nodes: int) -> str:
+    return f"{count}(x{nodes})" if nodes > 1 else str(count)
 
 
 def _script(source: Source, text: str) -> str:
