@@ -20,6 +20,16 @@ DEEPSEEK = {
 }  # fmt: skip
 CONFIGS = {
     "llama-3.2-1b": (config("llama", 16, 2048, 32, 8, 8192, 128256, tie_word_embeddings=True, head_dim=64), 1_235_814_400),
+    "llava-1.5-7b": (
+        {
+            "model_type": "llava", "text_config": config("llama", 32, 4096, 32, 32, 11008, 32064),
+            "vision_config": {
+                "model_type": "clip_vision_model", "hidden_size": 1024, "image_size": 336, "intermediate_size": 4096,
+                "num_attention_heads": 16, "num_hidden_layers": 24, "patch_size": 14,
+            },
+        },
+        7_063_427_072,
+    ),
     "mistral-7b": (config("mistral", 32, 4096, 32, 8, 14336, 32000, sliding_window=4096), 7_241_732_096),
     "qwen2.5-7b": (config("qwen2", 28, 3584, 28, 4, 18944, 152064, tie_word_embeddings=False), 7_615_616_512),
     "qwen3-8b": (config("qwen3", 36, 4096, 32, 8, 12288, 151936, head_dim=128), 8_190_735_360),

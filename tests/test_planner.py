@@ -4,12 +4,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from qipan.catalogue import load_catalogue
 from qipan.hardware import BoardId, BoardSpec, ChipClassId, Pool, PoolId, Probe
 from qipan.planner import plan_task
+from qipan.planner.costs import costs
+from qipan.planner.space import space
 from qipan.strategy import check_strategy
 from qipan.workload import Limits
 from qipan.workload.cards import CARDS
-from qipan.workload.model import hardware_flops_per_token, met_weights, parameter_count, train_flops_per_token
+from qipan.workload.model import (
+    hardware_flops_per_token,
+    met_weights,
+    parameter_count,
+    tower_flops_per_token,
+    train_flops_per_token,
+)
 from qipan.workload.parse import load_task, parse_task
 
 PROBE = Probe(1e10, 10.0, 1e9, 1e-3, 0.02, 0.0, 0.2, 0.001)
@@ -120,6 +129,7 @@ PUBLISHED_PARAMETERS = {
     "mixtral-8x7b": 46_702_792_704,
     "mixtral-8x22b": 140_620_634_112,
     "gemma-7b": 8_537_680_896,
+    "llava-1.5-7b": 7_063_427_072,
     "gemma-2-9b": 9_241_705_984,
     "phi-3-mini": 3_821_079_552,
     "phi-2": 2_779_683_840,
@@ -137,6 +147,25 @@ PUBLISHED_PARAMETERS = {
 @pytest.mark.parametrize("card", sorted(PUBLISHED_PARAMETERS))
 def test_parameter_counts_are_the_published_ones(card):
     assert parameter_count(CARDS[card]) == PUBLISHED_PARAMETERS[card]
+
+
+def test_a_tower_adds_its_weights_its_work_and_its_memory():
+    plain, seeing = CARDS["llama-2-7b"], CARDS["llava-1.5-7b"]
+    (clip,) = seeing.towers
+    alone = replace(plain, name="clip", vocab=0, layers=0, towers=(replace(clip, projector=()),))
+    assert (
+        parameter_count(alone) - plain.hidden == 303_507_456
+    )  # as published; the decoder's last norm is left
+    whole = train_flops_per_token(seeing, 2048) - train_flops_per_token(replace(seeing, towers=()), 2048)
+    attention = 12 * 24 * 1024 * 577
+    assert whole == pytest.approx(0.5 * (6 * 324e6 + attention), rel=0.01)  # of half the tokens
+    more = replace(seeing, towers=(replace(clip, share=1.0),))
+    assert tower_flops_per_token(more) == pytest.approx(2 * tower_flops_per_token(seeing))
+    h100 = load_catalogue().find("nvidia/h100-sxm5-80gb")
+    layouts = space(seeing, 8, 64, 8, seq=2048)
+    without, with_it = (costs(layouts, one, h100, 2048) for one in (replace(seeing, towers=()), seeing))
+    assert (with_it.step_s > without.step_s).all()
+    assert (with_it.memory_bytes > without.memory_bytes).all()
 
 
 def test_flops_are_counted_in_three_named_ways():

@@ -88,14 +88,17 @@ def step(
     nic = rate.nic_bytes_per_s
 
     head = layer.head_s / np.where(virtual > 1, pp, 1)
-    compute = count * (layers * layer.layer_s + head)
+    tower = (
+        tokens * model.tower_flops / tp / rate.product_flops_per_s
+    )  # on the first stage, for which the others wait
+    compute = count * (layers * layer.layer_s + head + tower)
     tensor = count * layers * layer.transfer_s
     left = np.where(space.virtual == 0, ZERO_BUBBLE, 1.0)
     bubble = left * (pp - 1) / virtual * layers * (layer.layer_s + layer.transfer_s)
     boundary = 2.0 * virtual * HALF_BYTES * tokens * model.hidden / np.where(sequence_parallel, tp, 1) / nic
     bubble = bubble + np.where(pp > 1, (count + pp - 1) * c.pipeline_exposed * boundary, 0.0)
 
-    near = (layers * model.near_weights + model.vocab * model.hidden) / tp
+    near = (layers * model.near_weights + model.vocab * model.hidden + model.tower_weights) / tp
     far = layers * model.expert_weights / space.expert_parallel
     data = _data_s(space, near, far, count, compute, rate, c, sequence_parallel)
     shards = np.where(space.zero >= 1, dp * cp, 1)

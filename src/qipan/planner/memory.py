@@ -43,7 +43,7 @@ def memory_parts(
         space.context_parallel,
     )
     layers = np.ceil(model.layers / pp)
-    near = (layers * model.near_weights + model.vocab * model.hidden) / tp
+    near = (layers * model.near_weights + model.vocab * model.hidden + model.tower_weights) / tp
     far = layers * model.expert_weights / space.expert_parallel
     ranks = dp * cp
     shards = np.where(space.node_sharded, np.maximum(1, np.minimum(ranks, rates.linked / tp)), ranks)
@@ -63,10 +63,12 @@ def memory_parts(
     more = np.where(space.virtual > 1, (pp - 1) / (pp * np.maximum(space.virtual, 1)), 0.0)
     in_flight = np.minimum(count, pp * (1 + more))
     working = np.where(recompute == 2, whole + scores, np.where(recompute == 1, scores, 0.0))
+    # Korthikanti et al. 2022, equation 1 without scores: 34 bytes a value; recomputed layer by layer where layers are
+    towers = HALF_BYTES * one * model.tower_values / tp * np.where(recompute == 2, 1 / 17, 1.0) * in_flight
     logits = np.where(pp == 1, 6.0 * one * model.vocab / tp, 0.0)
     return {
         "weights": np.asarray(weights + gathered), "gradients": gradients, "optimiser": np.asarray(moments),
-        "activations": np.asarray(layers * each * in_flight + working), "logits": np.asarray(logits),
+        "activations": np.asarray(layers * each * in_flight + working + towers), "logits": np.asarray(logits),
         "contexts": np.full(1, CONTEXT_BYTES),
     }  # fmt: skip
 

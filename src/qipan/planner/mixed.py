@@ -71,6 +71,8 @@ class _Layout:
 def best_mixed(model: Model, one: Side, other: Side, rows: int, seq: int, seed: int) -> Mixed | None:
     """The fastest pipeline over all devices of both; the side with more memory first, where most micro-batches are in
     flight.  None when nothing divides or fits."""
+    if model.towers:
+        return None  # whose stage is too unlike the others
     sides = (one, other)
     if one.chip.memory_bytes.value < other.chip.memory_bytes.value:
         sides = (other, one)

@@ -19,6 +19,9 @@ def render(target: str, model: Model, strategy: Strategy) -> str:
     strategy that the target has no words for."""
     if target not in TARGETS:
         raise InvalidInput(f"no renderer {target[:40]!r}; give one of {', '.join(TARGETS)}")
+    if model.towers and target != "qipan":
+        names = ", ".join(one.name for one in model.towers)
+        raise InvalidInput(f"{model.name} has towers ({names}): {target}'s words for them are not rendered")
     return TARGETS[target](model, strategy)
 
 

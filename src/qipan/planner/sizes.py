@@ -12,6 +12,8 @@ from qipan.workload.model import (
     norm_weights,
     projections,
     score_width,
+    tower_flops_per_token,
+    tower_weights,
 )
 
 #: most matrices of an attention block (multi-head latent attention)
@@ -41,6 +43,9 @@ class Sizes:
     shared_ffn: Number
     near_weights: Number
     expert_weights: Number
+    tower_flops: Number = 0.0  # of encoders in front, forward and backward, at each token of the decoder's
+    tower_weights: Number = 0.0
+    tower_values: Number = 0.0  # kept for their backward pass at each token of the decoder's
 
 
 def sizes(model: Model) -> Sizes:
@@ -60,5 +65,6 @@ def sizes(model: Model) -> Sizes:
         float(model.ffn_hidden), share, float(moe.experts if moe else 1), float(moe.experts_per_token if moe else 1),
         float(moe.expert_ffn_hidden if moe else 0),
         float(moe.shared_experts * (moe.shared_ffn_hidden or moe.expert_ffn_hidden) if moe else 0),
-        near_mean, share * routed,
+        near_mean, share * routed, tower_flops_per_token(model), float(tower_weights(model)),
+        sum(17.0 * one.share * one.layers * one.hidden * one.patches / one.tokens for one in model.towers),
     )  # fmt: skip

@@ -187,7 +187,7 @@ def check_layout(site: SiteStrategy, seq: int, model: Model, ranks: int) -> None
     for name, value, runs in (
         ("offload", site.offload, (False,)), ("precision", site.precision, ("fp32", "bf16")),
         ("gated_mlp", model.gated_mlp, (True,)), ("biases", model.biases, (False,)), ("norm_biases", model.norm_biases, (False,)),
-        ("learned_positions", model.learned_positions, (0,)),
+        ("learned_positions", model.learned_positions, (0,)), ("towers", model.towers, ((),)),
     ):  # fmt: skip
         if value not in runs:
             raise Infeasible(f"{name} is {value}: this trainer runs {name} {' or '.join(map(str, runs))}")

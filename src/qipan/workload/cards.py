@@ -1,6 +1,20 @@
 """Model cards that ship: public architectures, sizes as published with the weights."""
 
-from qipan.workload.model import Mla, Model, Moe
+from qipan.workload.model import Mla, Model, Moe, Tower
+
+#: CLIP ViT-L/14 at 336 pixels: 576 patches and a class token; norms before and behind the layers
+CLIP_336 = Tower(
+    "clip-vit-l-336",
+    24,
+    1024,
+    16,
+    4096,
+    577,
+    3 * 14 * 14,
+    576,
+    ((4096, 1024), (4096, 4096)),
+    extra=1024 + 4 * 1024,
+)
 
 CARDS = {
     model.name: model
@@ -19,6 +33,7 @@ CARDS = {
         Model("qwen3-8b", 36, 4096, 32, 8, 128, 12288, 151936, qk_norm=True),
         Model("qwen3-30b-a3b", 48, 2048, 32, 4, 128, 6144, 151936, qk_norm=True, moe=Moe(128, 8, 768)),
         Model("qwen3-235b-a22b", 94, 4096, 64, 4, 128, 12288, 151936, qk_norm=True, moe=Moe(128, 8, 1536)),
+        Model("llava-1.5-7b", 32, 4096, 32, 32, 128, 11008, 32064, towers=(CLIP_336,)),
         Model("mistral-7b", 32, 4096, 32, 8, 128, 14336, 32000),
         Model("mixtral-8x7b", 32, 4096, 32, 8, 128, 14336, 32000, moe=Moe(8, 2, 14336)),
         Model("mixtral-8x22b", 56, 6144, 48, 8, 128, 16384, 32000, moe=Moe(8, 2, 16384)),

@@ -1,12 +1,12 @@
 """A model's `config.json` as Hugging Face transformers writes it becomes a `Model`."""
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from qipan.errors import InvalidInput
-from qipan.workload.model import Mla, Model, Moe
+from qipan.workload.model import Mla, Model, Moe, Tower
 
 SIZE_MAX = 1 << 20
 COUNT_MAX = 10_000_000
@@ -56,11 +56,33 @@ def load_config(path: Path) -> Model:
     return _model(config, str(path))
 
 
+def _with_tower(config: dict[str, Any], path: str) -> Model:
+    """LLaVA 1.5: a CLIP encoder of pictures, two matrices, and the decoder of `text_config` (whose sizes must be stated)."""
+    text, vision = config.get("text_config"), config.get("vision_config")
+    if not isinstance(text, dict) or not isinstance(vision, dict):
+        raise InvalidInput(f"{path}: a llava needs the mappings text_config and vision_config")
+    if vision.get("model_type") != "clip_vision_model":
+        raise InvalidInput(
+            f"{path}: vision_config is a {str(vision.get('model_type'))[:40]}, known is clip_vision_model"
+        )
+    decoder = _model(text, path)
+    hidden, patch = _count(vision, "hidden_size", path), _count(vision, "patch_size", path)
+    patches = (_count(vision, "image_size", path) // patch) ** 2
+    tower = Tower(
+        "clip", _count(vision, "num_hidden_layers", path), hidden, _count(vision, "num_attention_heads", path),
+        _count(vision, "intermediate_size", path), patches + 1, 3 * patch**2, patches,
+        ((decoder.hidden, hidden), (decoder.hidden, decoder.hidden)), extra=5 * hidden,  # class token, two norms
+    )  # fmt: skip
+    return replace(decoder, towers=(tower,))
+
+
 def _model(config: dict[str, Any], path: str) -> Model:
     family = config.get("model_type")
+    if family == "llava":
+        return _with_tower(config, path)
     if family not in FAMILIES:
         raise InvalidInput(
-            f"{path}: model_type {str(family)[:40]!r} is not one of {', '.join(FAMILIES)}; "
+            f"{path}: model_type {str(family)[:40]!r} is not one of {', '.join([*FAMILIES, 'llava'])}; "
             "write the architecture in the task file under `model:`"
         )
     known = FAMILIES[family]

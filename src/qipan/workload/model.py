@@ -32,6 +32,26 @@ class Mla:
 
 
 @dataclass(frozen=True, slots=True)
+class Tower:
+    """An encoder of pictures or sound in front of the decoder (ViT, Dosovitskiy et al. 2021; Whisper): plain layers with
+    biases, every patch meets every other.  An item is `patches` patches of `patch_values` values, and gives `tokens` tokens to
+    the decoder through matrices `projector` (outputs, inputs) with biases.  `extra` weights: class embedding, norms around
+    the layers.  `share`: of a sequence's tokens, those that come from here."""
+
+    name: str
+    layers: int
+    hidden: int
+    heads: int
+    ffn_hidden: int
+    patches: int
+    patch_values: int
+    tokens: int
+    projector: tuple[tuple[int, int], ...] = ()
+    extra: int = 0
+    share: float = 0.5
+
+
+@dataclass(frozen=True, slots=True)
 class Model:
     """A decoder-only transformer (Llama-like unless flags say otherwise).  `vocab` 0: taken from the data's
     tokens when training starts.  All sizes are counts.  `biases`: on every matrix, `qkv_biases`: on queries, keys and
@@ -59,21 +79,50 @@ class Model:
     norms: int = 2
     embedding_norm: bool = False
     head_bias: bool = False
+    towers: tuple[Tower, ...] = ()
 
 
 def parameter_count(model: Model) -> int:
-    """All weights of a dense or expert decoder: embeddings, attention, feed-forward, norms, head."""
+    """All weights of a dense or expert decoder: embeddings, attention, feed-forward, norms, head; and of its towers."""
     experts = expert_layers(model)
     dense = model.layers - experts
     around = (attention_weights(model) + norm_weights(model)) * model.layers
-    return around + dense * dense_weights(model) + experts * moe_weights(model) + outer_weights(model)
+    layers = around + dense * dense_weights(model) + experts * moe_weights(model)
+    return layers + outer_weights(model) + tower_weights(model)
+
+
+def tower_weights(model: Model) -> int:
+    """Layers, patch embedding, a position each patch, projector, and what is named beside them."""
+    return sum(
+        one.layers * _tower_layer(one) + one.hidden * (one.patch_values + one.patches) + one.extra
+        + sum(outputs * inputs + outputs for outputs, inputs in one.projector)
+        for one in model.towers
+    )  # fmt: skip
+
+
+def _tower_layer(one: Tower) -> int:
+    """Four matrices of attention, two of feed-forward, two norms, all with biases."""
+    return 4 * (one.hidden + 1) * one.hidden + (2 * one.hidden + 1) * one.ffn_hidden + 5 * one.hidden
+
+
+def tower_flops_per_token(model: Model) -> float:
+    """Model FLOP of forward and backward of all towers, laid at each token of the decoder's sequence: 6 per weight that a patch
+    meets and 12 * layers * hidden * patches of attention (no mask), for the patches behind a token, times their share."""
+    total = 0.0
+    for one in model.towers:
+        patch = one.layers * (6.0 * _tower_layer(one) + 12.0 * one.hidden * one.patches)
+        patch += 6.0 * one.hidden * one.patch_values
+        projected = 6.0 * sum(outputs * inputs for outputs, inputs in one.projector)
+        total += one.share * (patch * one.patches / one.tokens + projected)
+    return total
 
 
 def train_flops_per_token(model: Model, seq: int) -> float:
     """Model FLOP of forward and backward per token: 6 per weight that a token meets (embedding look-up is none, the
     head is met even when tied) and 12 * layers * heads * head_dim * seq / 2 for causal attention
     (PaLM, Chowdhery et al. 2022, appendix B, causal half)."""
-    return 6.0 * met_weights(model) + 6.0 * model.layers * score_width(model) * seq
+    decoder = 6.0 * met_weights(model) + 6.0 * model.layers * score_width(model) * seq
+    return decoder + tower_flops_per_token(model)
 
 
 def hardware_flops_per_token(model: Model, seq: int, *, recompute: bool) -> float:
