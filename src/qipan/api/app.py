@@ -26,10 +26,12 @@ from qipan.host import Host, TaskView
 from qipan.journal.exchange import Placed
 from qipan.ledger.auditor import Audit
 from qipan.market import Bid
+from qipan.outbound import URL_CHARACTERS_MAX
 from qipan.outcomes import WhatIf
 from qipan.planner import Plan
 from qipan.quantities import parse_money_micro_cny
 from qipan.statements import Statement
+from qipan.webhooks import Webhooks
 from qipan.workload import Task
 from qipan.workload.files import read_text
 from qipan.workload.imports import Directive
@@ -82,6 +84,7 @@ def make_app(host: Host, token: str, rate: Rate | None = None) -> FastAPI:
     api.include_router(about_tasks(host), prefix="/v1/tasks", tags=["tasks"], responses=ERRORS)
     api.include_router(about_supply(host), prefix="/v1", tags=["supply"], responses=ERRORS)
     api.include_router(about_money(host, token), prefix="/v1", tags=["money"], responses=ERRORS)
+    api.include_router(about_webhooks(host), prefix="/v1/webhooks", tags=["webhooks"], responses=ERRORS)
     api.include_router(about_market(host), prefix="/v1/market", tags=["market"], responses=ERRORS)
     api.add_middleware(Gate, token=token, rate=rate or Rate())
     plain = api.openapi
@@ -331,6 +334,38 @@ def about_market(host: Host) -> APIRouter:
         if side == "buy" and name not in {tenant.name for tenant in host.site.tenants}:
             raise NotFound(f"no tenant {name[:60]!r}; the site file names them")
         return Answer(host.place_order(product, Bid(order_id, side, devices, parse_money_micro_cny(limit)), name), 201)  # fmt: skip
+
+    return routes
+
+
+def about_webhooks(host: Host) -> APIRouter:
+    routes, hooks = APIRouter(), Webhooks(host)
+
+    @routes.get("", response_model=shapes.Hooks)
+    def listed(who: Who) -> Answer:
+        """The caller's own, without their secrets; the operator's are everyone's."""
+        return Answer({"webhooks": hooks.listed(who.tenant)})
+
+    @routes.post("", status_code=201, response_model=shapes.NewHook)
+    def add(
+        who: Who,
+        url: Annotated[str, Query(max_length=URL_CHARACTERS_MAX)],
+        kinds: Annotated[str, Query(max_length=200, description="kinds of facts, by comma")] = "",
+        allow_private: bool = False,
+    ) -> Answer:
+        """Facts from now on, of the caller's tasks.  Addresses inside the network are for the operator to allow."""
+        if who.tenant and allow_private:
+            raise NotAllowed(
+                f"the token is {who.tenant}'s; addresses inside the network are allowed by the operator"
+            )
+        asked = tuple(kind.strip() for kind in kinds.split(",") if kind.strip())
+        hook, secret = hooks.add(who.tenant, url, asked, allow_private)
+        return Answer({"webhook": hook, "secret": secret}, 201)
+
+    @routes.delete("/{hook_id}", response_model=shapes.Removed)
+    def remove(who: Who, hook_id: Annotated[str, InPath(max_length=40)]) -> Answer:
+        hooks.remove(who.tenant, hook_id)
+        return Answer({"hook_id": hook_id})
 
     return routes
 

@@ -18,6 +18,7 @@ from qipan.leases import Receipt
 from qipan.money import Account
 from qipan.planner import Plan
 from qipan.views import BoardView, BookedTask, LinkView, Price, Told
+from qipan.webhooks import Webhook
 from qipan.workload.imports import Directive
 
 T = TypeVar("T")
@@ -204,6 +205,24 @@ class People:
 class Key:
     tenant: str
     token: str
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    webhooks: tuple[Webhook, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class NewHook:
+    """`secret` is told once; what is sent is signed with it."""
+
+    webhook: Webhook
+    secret: str
+
+
+@dataclass(frozen=True, slots=True)
+class Removed:
+    hook_id: str
 
 
 @dataclass(frozen=True, slots=True)

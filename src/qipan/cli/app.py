@@ -20,6 +20,7 @@ from qipan.cli.quota import app as quota
 from qipan.cli.quota import read_rules, rules_named
 from qipan.cli.storage import app as storage
 from qipan.cli.store import backup, restore
+from qipan.cli.webhook import app as webhook
 from qipan.errors import InvalidInput, NotFound, QipanError
 
 if TYPE_CHECKING:
@@ -34,6 +35,7 @@ app.add_typer(market, name="market")
 app.add_typer(quota, name="quota")
 app.add_typer(ledger, name="ledger")
 app.add_typer(storage, name="storage")
+app.add_typer(webhook, name="webhook")
 app.add_typer(chips, name="chips")
 app.command(context_settings={"allow_extra_args": True, "ignore_unknown_options": False})(check)
 app.add_typer(board, name="board")

@@ -16,6 +16,7 @@ from qipan.console.serve import ConsoleProcess
 from qipan.errors import InvalidInput
 from qipan.host import Host
 from qipan.quota import QuotaRule
+from qipan.webhooks import Courier, Webhooks
 from qipan.workload.site import Site
 
 PARK_S = 10.0
@@ -42,6 +43,7 @@ class Running:
         self.host = make_host(site, folder, database, keep_s)
         self.server = Server(self.host, socket_path(folder), token.read_text().strip())
         self._loop = threading.Thread(target=self.host.run, daemon=True)
+        self._courier = Courier(Webhooks(self.host), self.host.clock.now_s)
 
     def _claim(self) -> None:
         """One process per store: its pid stands in the folder."""
@@ -57,10 +59,12 @@ class Running:
     def start(self) -> None:
         self._loop.start()
         self.server.start()
+        self._courier.start()
 
     def end(self, *, park: bool) -> bool:
         """Park what runs, end everything.  Returns whether all tasks were parked in time."""
         self.host.stop()
+        self._courier.stop()
         self._loop.join(5)
         parked = self.host.park(PARK_S) if park else True
         self.server.stop()

@@ -232,7 +232,7 @@ def add_posts(console: FastAPI, pages: Pages, api: AsyncClient) -> None:
     @console.post("/people/{tenant}/key")
     async def make_key(request: Request, tenant: str) -> Response:
         made = await api.call("POST", f"/people/{quote(tenant, safe='')}/key")
-        values = dict(await api.call("GET", "/people"))
+        values = {**await api.call("GET", "/people"), **await api.call("GET", "/webhooks")}
         return HTMLResponse(
             pages.html("people.html", language_of(request), page="people", query="", key=made, **values)
         )

@@ -193,4 +193,4 @@ class Reads:
         return dict(await self.get("/decisions", limit=PAGE, **more))
 
     async def people(self, _query: Values) -> Values:
-        return dict(await self.get("/people"))
+        return {**await self.get("/people"), **await self.get("/webhooks")}

@@ -101,6 +101,17 @@ class Facts:
             )
         )
 
+    def facts_of_kinds(
+        self, kinds: Sequence[str], after: int, most: int
+    ) -> list[tuple[int, float, str, bytes]]:
+        """(fact id, now_s, task, body) of everyone's facts of these kinds, in order."""
+        rows = self.db.rows(
+            f"SELECT fact_id, now_s, task_id, body FROM facts WHERE fact_id > ? AND kind IN ({','.join('?' * len(kinds))})"
+            " ORDER BY fact_id LIMIT ?",
+            (after, *kinds, most),
+        )
+        return [(int(fact_id), at_s, task_id, bytes(body)) for fact_id, at_s, task_id, body in rows]
+
     def newest_of_kind(self, kind: str, after: int, most: int) -> list[tuple[int, str]]:
         """(fact id, task) of the newest facts of one kind, newest first."""
         rows = self.db.rows(
