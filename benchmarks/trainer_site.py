@@ -21,7 +21,7 @@ from qipan.round_server import RoundServer
 from qipan.rounds import Rules
 from qipan.strategy import SiteStrategy, Stage, Strategy
 from qipan.trainer.balance import Balance
-from qipan.trainer.data import load_corpus, row_offsets
+from qipan.trainer.data import Corpus, load_corpus, part_of, read_texts, row_offsets
 from qipan.trainer.loop import LEARNING_RATE, schedule
 from qipan.trainer.session import Session
 from qipan.trainer.sites.outer import Sites
@@ -48,9 +48,21 @@ def spec(plan: dict[str, Any], vocab: int) -> Model:
     )
 
 
+def bytes_corpus() -> Corpus:
+    """The same poems, one token for each byte of UTF-8."""
+    parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
+    for uri in DATA:
+        for text in read_texts(uri):
+            parts[part_of(text)].append(text)
+    streams = [
+        np.frombuffer("\n".join(found).encode(), np.uint8).astype(np.int64) for found in parts.values()
+    ]
+    return Corpus(*streams, vocab=256)
+
+
 class Text:
     def __init__(self, plan: dict[str, Any]) -> None:
-        self.corpus = load_corpus(DATA)
+        self.corpus = bytes_corpus() if plan.get("bytes") else load_corpus(DATA)
         self.spec = spec(plan, self.corpus.vocab)
 
     def batch(self, strategy: Strategy, step: int, first: int, last: int) -> torch.Tensor:
@@ -97,31 +109,32 @@ def coordinator(plan: dict[str, Any]) -> None:
     signal.pause()
 
 
-def paced(model: torch.nn.Module, step_s: float) -> Callable[[], None]:
-    """A chip of known speed: the passes of a step end after 0.9 of `step_s`, a third of that forward, layer by layer, so that
-    whatever overlaps with the backward pass may; call what is returned when the optimiser is done.  The real computation lies
-    within; other programs on the machine do not blur it."""
+def paced(model: torch.nn.Module, step_s: Callable[[int], float], passes: float = 1.0) -> Callable[[], None]:
+    """A chip of known speed, given a step's seconds for so many rows: its passes end after the share `passes` of them, a third
+    of that forward, layer by layer, so that whatever overlaps with the backward pass may; what is returned waits for the end.
+    The real computation lies within; other programs on the machine do not blur it."""
     layers = list(model.layers.values())  # type: ignore[operator, union-attr]
-    began_s = [0.0]
+    began_s, whole_s = [0.0], [0.0]
 
-    def wait(share: float, of: float = 0.9) -> None:
-        time.sleep(max(0.0, began_s[0] + share * of * step_s - time.perf_counter()))
+    def wait(share: float) -> None:
+        time.sleep(max(0.0, began_s[0] + share * whole_s[0] - time.perf_counter()))
 
-    def begin(_model: torch.nn.Module, _given: object) -> None:
-        began_s[0] = time.perf_counter()
+    def begin(_model: torch.nn.Module, given: tuple[torch.Tensor, ...]) -> None:
+        began_s[0], whole_s[0] = time.perf_counter(), step_s(len(given[0]))
 
     def after(i: int) -> Any:
         def hook(layer: torch.nn.Module, given: tuple[torch.Tensor, ...], _made: object) -> None:
             if layer.training:
-                wait((i + 1) / len(layers) / 3)
-                given[0].register_hook(lambda _grad: wait(1 / 3 + (len(layers) - i) / len(layers) * 2 / 3))
+                wait(passes * (i + 1) / len(layers) / 3)
+                backward = 1 / 3 + (len(layers) - i) / len(layers) * 2 / 3
+                given[0].register_hook(lambda _grad: wait(passes * backward))
 
         return hook
 
     model.register_forward_pre_hook(begin)
     for i, layer in enumerate(layers):
         layer.register_forward_hook(after(i))
-    return lambda: wait(1.0, 1.0)
+    return lambda: wait(1.0)
 
 
 def site(plan: dict[str, Any]) -> None:
@@ -135,7 +148,7 @@ def site(plan: dict[str, Any]) -> None:
 def one_run(plan: dict[str, Any], run: dict[str, Any], text: Text) -> None:
     strategy = msgspec.convert(run["strategy"], type=Strategy)
     session = Session(text.spec, strategy, plan["site"])
-    end = paced(session.layout.model, plan["step_s"])
+    end = paced(session.layout.model, lambda _rows: float(plan["step_s"]), 0.9)
     rounds: list[dict[str, Any]] = []
 
     def note(event: str, **values: Any) -> None:
@@ -176,7 +189,7 @@ def ddp(plan: dict[str, Any]) -> None:
     dist.is_initialized = lambda: False  # type: ignore[assignment]
     model = Session(text.spec, replace(strategy, sites=(alone,), outer=None)).layout.model
     dist.is_initialized = real  # type: ignore[assignment]
-    end = paced(model, plan["step_s"])
+    end = paced(model, lambda _rows: float(plan["step_s"]), 0.9)
     wrapped = torch.nn.parallel.DistributedDataParallel(model)
     optimizer = torch.optim.AdamW(wrapped.parameters(), lr=LEARNING_RATE, betas=(0.9, 0.95), weight_decay=0.1)
     rows = strategy.global_batch_rows // dist.get_world_size()
@@ -200,51 +213,57 @@ def ddp(plan: dict[str, Any]) -> None:
 
 def losses(plan: dict[str, Any]) -> None:
     """Loss after equal tokens: exact data parallelism, and outer steps between two sites (threads of this process)."""
-    text = Text(plan)
-    for seed in plan["seeds"]:
-        exact = msgspec.convert(plan["exact"], type=Strategy)
-        session = Session(text.spec, replace(exact, seed=seed))
-        steps = plan["tokens"] // (exact.global_batch_rows * exact.seq)
-        while session.step < steps:
-            step_of(session, text, steps)
-        say(seed=seed, every=0, loss=text.unseen(session))
-        for every in plan["every"]:
-            outer = msgspec.convert(plan["outer"], type=Strategy)
-            assert outer.outer is not None
-            made = replace(outer, seed=seed, outer=replace(outer.outer, every=every))
-            server = RoundServer("127.0.0.1")
-            server.open("bench", Rules(every, made.outer.grace_s, 1, tuple(s.id for s in made.sites), 60.0))  # type: ignore[union-attr]
-            found: dict[str, float] = {}
-
-            def run(
-                name: str, made: Strategy = made, desk: str = server.address, found: dict[str, float] = found, steps: int = steps,
-            ) -> None:  # fmt: skip
-                session = Session(text.spec, made, name)
-                sites = Sites(session, desk, "bench", "127.0.0.1", lambda *_a, **_v: None, plan["tokens"])
-                finished = sites.turn()
-                while not finished:
-                    step_of(session, text, steps)
-                    finished = sites.turn(0.1)  # alike: equal numbers of steps
-                sites.leave()
-                found[name] = text.unseen(session)
-
-            threads = [threading.Thread(target=run, args=(s.id,)) for s in made.sites]
-            for thread in threads:
-                thread.start()
-            for thread in threads:
-                thread.join()
-            server.close()
-            say(
-                seed=seed,
-                every=every,
-                loss=max(found.values()),
-                apart=max(found.values()) - min(found.values()),
-            )
+    text, seed = Text(plan), plan["seed"]
+    exact = msgspec.convert(plan["exact"], type=Strategy)
+    session = Session(text.spec, replace(exact, seed=seed))
+    steps = plan["tokens"] // (exact.global_batch_rows * exact.seq)
+    while session.step < steps:
+        step_of(session, text, steps)
+    say(seed=seed, bytes=plan["bytes"], every=0, loss=text.unseen(session))
+    for every in plan["every"]:
+        outer = msgspec.convert(plan["outer"], type=Strategy)
+        assert outer.outer is not None
+        found = trained_apart(
+            replace(outer, seed=seed, outer=replace(outer.outer, every=every)), text, plan, steps
+        )
+        say(
+            seed=seed,
+            bytes=plan["bytes"],
+            every=every,
+            loss=max(found.values()),
+            apart=max(found.values()) - min(found.values()),
+        )
     os._exit(0)
 
 
+def trained_apart(made: Strategy, text: Text, plan: dict[str, Any], steps: int) -> dict[str, float]:
+    """site -> the loss of the model that it ends with."""
+    assert made.outer is not None
+    server = RoundServer("127.0.0.1")
+    server.open("bench", Rules(made.outer.every, 30.0, 1, tuple(s.id for s in made.sites), 60.0))
+    found: dict[str, float] = {}
+
+    def run(name: str) -> None:
+        session = Session(text.spec, made, name)
+        sites = Sites(session, server.address, "bench", "127.0.0.1", lambda *_a, **_v: None, plan["tokens"])
+        finished = sites.turn()
+        while not finished:
+            step_of(session, text, steps)
+            finished = sites.turn(0.1)  # alike: equal numbers of steps
+        sites.leave()
+        found[name] = text.unseen(session)
+
+    threads = [threading.Thread(target=run, args=(s.id,)) for s in made.sites]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    server.close()
+    return found
+
+
 def mixed(plan: dict[str, Any]) -> None:
-    """Two ranks, one three times slower (a pause a row); then the other one is."""
+    """Two ranks, one three times slower (paced by the row); then the other one is."""
     rank, ranks = int(os.environ["RANK"]), 2
     dist.init_process_group("gloo")
     text = Text(plan)
@@ -254,15 +273,7 @@ def mixed(plan: dict[str, Any]) -> None:
 
     def opened(strategy: Strategy) -> Session:
         session = Session(text.spec, strategy)
-
-        # As a slower chip would: a third of a row's time in the forward pass, the rest in the backward.
-        def slower(_module: torch.nn.Module, given: tuple[torch.Tensor, ...], made: torch.Tensor) -> None:
-            rows = given[0].shape[0]
-            time.sleep(pause[0] * rows / 3)
-            if made.requires_grad:
-                made.register_hook(lambda _grad: time.sleep(pause[0] * rows * 2 / 3))
-
-        session.layout.model.embedding.register_forward_hook(slower)
+        paced(session.layout.model, lambda rows: pause[0] * rows)
         return session
 
     def one(rows_per_dp: tuple[int, ...]) -> Strategy:

@@ -18,11 +18,13 @@ import pytest
 import torch
 
 from qipan.round_server import RoundServer
-from qipan.rounds import Commit, Drop, Rules
+from qipan.rounds import Commit, Drop, Joined, Rules
 from qipan.strategy import Outer, SiteStrategy, Stage, Strategy
 from qipan.trainer.session import Session
 from qipan.trainer.sites.codec import BLOCK, BYTES, checksum, decode, encode
+from qipan.trainer.sites.desk import Desk
 from qipan.trainer.sites.flat import Coordinates, common, ownership, size
+from qipan.trainer.sites.mailbox import own_address
 from qipan.trainer.sites.outer import Sites
 from qipan.workload import Model, Task, Work
 
@@ -197,6 +199,24 @@ def test_codecs_keep_their_sizes_and_precision(codec, blocks):
     assert data.shape == (blocks, BYTES[codec])
     error = (decode(data, codec) - values).abs().max().item() if blocks else 0.0
     assert error <= {"fp32": 0.0, "bf16": 0.02, "int8": 0.02}[codec]
+
+
+def test_only_who_knows_a_tasks_key_is_answered():
+    server = RoundServer("127.0.0.2", key=lambda task: f"key of {task}")
+    server.open("t", Rules(10, 5.0, 1, ("a", "b")))
+    desks = {
+        site: Desk(server.address, "t", site, key) for site, key in (("a", "key of t"), ("b", "key of u"))
+    }
+    try:
+        for site, desk in desks.items():
+            desk.tell(Joined(site, 0.0, 0))
+        assert [known.site for known in server.state("t").known] == ["a"]
+        assert desks["b"].view() is None
+        assert own_address(server.address).startswith("127.")
+    finally:
+        for desk in desks.values():
+            desk.close()
+        server.close()
 
 
 def test_a_checksum_does_not_depend_on_how_blocks_are_split_and_sees_one_bit():

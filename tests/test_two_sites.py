@@ -60,6 +60,18 @@ def test_chips_that_are_not_there_are_refused_by_name():
         parse_task(text.replace("at: ningxia", "at: shanghai"))
 
 
+def test_the_site_file_says_where_other_hosts_reach_the_coordinator(tmp_path):
+    text = (EXAMPLES / "sites" / "two-sites.yaml").read_text()
+    (tmp_path / "site.yaml").write_text(text.replace("  lease: 60s", "  lease: 60s\n  address: 127.0.0.2"))
+    host = Host(load_site(tmp_path / "site.yaml"), tmp_path / "store")
+    try:
+        assert host._rounds().address.startswith("127.0.0.2:")
+        assert host._round_key("a") != host._round_key("b")
+        assert (tmp_path / "store" / "rounds.key").stat().st_mode & 0o77 == 0
+    finally:
+        host.close()
+
+
 @pytest.mark.slow
 def test_one_task_over_two_sites_with_unlike_chips_survives_the_loss_of_one(tmp_path):
     site = load_site(EXAMPLES / "sites" / "two-sites.yaml")

@@ -165,11 +165,21 @@ class Host:
         if self._round_server is None:
             path = self.folder / "rounds.port"
             port = int(path.read_text()) if path.exists() else 0
-            self._round_server = RoundServer("127.0.0.1", self.folder / "rounds", port=port)
+            self._round_server = RoundServer(
+                self.site.address, self.folder / "rounds", port=port, key=self._round_key
+            )
             path.write_text(self._round_server.address.rpartition(":")[2])
             for task_id, _ in self.store.submissions():
                 self._open_rounds(task_id, self.submitted_task(task_id))
         return self._round_server
+
+    def _round_key(self, task_id: str) -> str:
+        """What the sites of one task, and nobody else, can show its coordinator and each other."""
+        path = self.folder / "rounds.key"
+        if not path.exists():
+            path.touch(0o600)
+            path.write_text(secrets.token_hex(32))
+        return hmac.new(path.read_bytes(), task_id.encode(), "sha256").hexdigest()
 
     def _open_rounds(self, task_id: str, task: Task) -> None:
         if task.sites is not None and self._round_server is not None:
@@ -201,7 +211,9 @@ class Host:
             order = replace(
                 order,
                 gang=task.part.gang,
-                launch=msgspec.json.encode(Launch(task, part_environment(task.part))),
+                launch=msgspec.json.encode(
+                    Launch(task, part_environment(task.part, self._round_key(task.part.of)))
+                ),
             )
         return TaskSubmitted(order, hold, task.limits.max_cost_micro_cny)
 
@@ -635,8 +647,9 @@ def whole_view(task_id: str, task: Task, tenant: str, submitted_s: float, parts:
     )  # fmt: skip
 
 
-def part_environment(part: Part) -> dict[str, str]:
+def part_environment(part: Part, key: str) -> dict[str, str]:
     return {
+        "QIPAN_ROUND_KEY": key,
         "QIPAN_SITE": part.site,
         "QIPAN_ROUNDS": part.coordinator,
         "QIPAN_ROUNDS_TASK": part.of,

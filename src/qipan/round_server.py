@@ -1,9 +1,10 @@
 """The coordinator of rounds on the wire: JSON lines over TCP, one fact in, the task's view out.
 
-State is written before an answer that follows from it leaves, so a coordinator that was killed goes on where it was.
+With a `key`, only who knows a task's own is answered; lines are not encrypted.  State is written before an answer that follows from it leaves, so a coordinator that was killed goes on where it was.
 """
 
 import contextlib
+import hmac
 import json
 import socket
 import socketserver
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from qipan.errors import InvalidInput, NotFound
+from qipan.errors import Infeasible, InvalidInput, NotFound
 from qipan.rounds import (
     HungUp,
     RoundCommand,
@@ -44,8 +45,9 @@ class RoundServer:
         folder: Path | None = None,
         say: Callable[[str, RoundCommand], None] = lambda _task, _command: None,
         port: int = 0,
+        key: Callable[[str], str] = lambda _task: "",
     ) -> None:
-        self._folder, self._say = folder, say
+        self._folder, self._say, self._key = folder, say, key
         self._tasks: dict[str, Rounds] = {}
         self._changed = threading.Condition()
         self._closed = threading.Event()
@@ -64,7 +66,14 @@ class RoundServer:
         self._server = socketserver.ThreadingTCPServer((host, port), Handler, bind_and_activate=False)
         self._server.daemon_threads = True
         self._server.allow_reuse_address = True
-        self._server.server_bind()
+        try:
+            self._server.server_bind()
+        except OSError as error:
+            self._server.server_close()
+            raise Infeasible(
+                f"the coordinator of rounds cannot listen on {host}:{port} ({error}); "
+                "the site file's `address` must be one of this machine's"
+            ) from None
         self._server.server_activate()
         self.address = f"{host}:{self._server.server_address[1]}"
         threading.Thread(target=self._server.serve_forever, args=(0.1,), daemon=True).start()
@@ -127,7 +136,8 @@ class RoundServer:
             try:
                 request = json.loads(line)
                 task, fact = str(request["task"]), decode_fact(request["fact"])
-                if task not in self._tasks:
+                known = hmac.compare_digest(self._key(task), str(request.get("key", "")))
+                if task not in self._tasks or not known:
                     break
             except (ValueError, KeyError, TypeError, InvalidInput):
                 break  # not one of ours

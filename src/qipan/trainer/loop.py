@@ -26,6 +26,7 @@ from qipan.trainer.data import Corpus, load_corpus, row_offsets, unigram_loss
 from qipan.trainer.device import device
 from qipan.trainer.model import summed_loss as summed_loss
 from qipan.trainer.session import LEARNING_RATE, Session
+from qipan.trainer.sites.mailbox import own_address
 from qipan.trainer.sites.outer import Sites
 from qipan.trainer.world import World
 from qipan.trainer.world_board import WorldBoard, WorldOrder
@@ -97,7 +98,7 @@ class Run:
         if self.session.strategy.outer is not None and "QIPAN_ROUNDS" in os.environ:
             self.sites = Sites(
                 self.session, os.environ["QIPAN_ROUNDS"], os.environ.get("QIPAN_ROUNDS_TASK", self.task.name),
-                os.environ.get("QIPAN_ADDRESS", "127.0.0.1"), self._say, self.work.tokens, _rounds_done(self.folder),
+                own_address(os.environ["QIPAN_ROUNDS"]), self._say, self.work.tokens, _rounds_done(self.folder),
             )  # fmt: skip
         stopped = self._steps()
         if self.left:

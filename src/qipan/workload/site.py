@@ -24,13 +24,15 @@ class Tenant:
 
 @dataclass(frozen=True, slots=True)
 class Site:
-    """`tariff_version` names the posted prices; `lease_s` is how long a lease lasts without renewal."""
+    """`tariff_version` names the posted prices; `lease_s` is how long a lease lasts without renewal; `address` is where tasks
+    on other hosts reach this one, for the rounds of tasks over several sites."""
 
     root: BoardSpec
     links: tuple[Link, ...] = ()
     tenants: tuple[Tenant, ...] = ()
     tariff_version: str = "1"
     lease_s: float = 60.0
+    address: str = "127.0.0.1"
     storages: tuple[Storage, ...] = ()  # of the whole tree, where other sites can reach them
     ways: tuple[Link, ...] = ()  # between the sites of any two of them
 
@@ -65,7 +67,7 @@ def this_machine(cores: int | None = None) -> Site:
 
 
 def parse_site(value: Value, *, pools_needed: bool = True) -> Site:
-    fields = value.fields(("board", "links", "tenants", "tariff_version", "lease"))
+    fields = value.fields(("board", "links", "tenants", "tariff_version", "lease", "address"))
     if "board" not in fields:
         raise value.error("needs `board`, the top of the tree")
     root = _board(fields["board"], "", 1)
@@ -81,6 +83,7 @@ def parse_site(value: Value, *, pools_needed: bool = True) -> Site:
         tuple(_tenant(item) for item in fields["tenants"].items()) if "tenants" in fields else (),
         fields["tariff_version"].text() if "tariff_version" in fields else "1",
         fields["lease"].parsed(parse_duration_s) if "lease" in fields else 60.0,
+        fields["address"].text() if "address" in fields else "127.0.0.1",
     )
     site = replace(
         site, storages=tuple(store for board in root.walk() for store in board.stores if store.url)

@@ -17,8 +17,8 @@ class Desk:
     """Three connections: one for the beat, which also waits for news, one for what must be said now, one for what is said
     while training goes on.  A coordinator that cannot be reached is tried again; meanwhile the last view holds."""
 
-    def __init__(self, address: str, task: str, site: str) -> None:
-        self._address, self._task, self._site = address, task, site
+    def __init__(self, address: str, task: str, site: str, key: str = "") -> None:
+        self._address, self._task, self._site, self._key = address, task, site, key
         self._view: View | None = None
         self._changed = threading.Condition()
         self._lines: dict[str, Any] = {}
@@ -69,7 +69,12 @@ class Desk:
                 connection = socket.create_connection((host, int(port)), 5.0)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 stream = self._lines[line] = connection.makefile("rwb")
-            request = {"task": self._task, "wait": line == "beat", "fact": encode_fact(fact)}
+            request = {
+                "task": self._task,
+                "key": self._key,
+                "wait": line == "beat",
+                "fact": encode_fact(fact),
+            }
             stream.write(json.dumps(request).encode() + b"\n")
             stream.flush()
             answer = stream.readline()

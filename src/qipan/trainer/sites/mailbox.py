@@ -17,6 +17,14 @@ HEAD = struct.Struct("!II")
 FRAME_BYTES_MAX = 1 << 31
 
 
+def own_address(peer: str) -> str:
+    """This host's address on the way to `peer` (host:port); nothing is sent."""
+    host, _, port = peer.rpartition(":")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        probe.connect((host, int(port)))
+        return str(probe.getsockname()[0])
+
+
 @dataclass(frozen=True, slots=True)
 class Frame:
     """`head`: round, generation, site, what, blocks ...; `data`: bytes as a uint8 tensor."""

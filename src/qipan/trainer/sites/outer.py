@@ -70,12 +70,13 @@ class Sites:
         self.outer: Outer = session.strategy.outer
         self.flat = Flat(session.layout, session.spec)
         self.rank = dist.get_rank() if dist.is_initialized() else 0
-        key = hashlib.blake2b(f"{task}/{session.strategy.seed}".encode(), digest_size=8).hexdigest()
+        key = os.environ.get("QIPAN_ROUND_KEY", "")
+        name = hashlib.blake2b(f"{task}/{session.strategy.seed}".encode(), digest_size=8).hexdigest()
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         rate = float(os.environ.get("QIPAN_LINK_BYTES_PER_S", "0")) / ranks
-        self.mailbox = Mailbox(host, os.environ.get("QIPAN_ROUND_KEY", key), rate)
+        self.mailbox = Mailbox(host, key or name, rate)
         self.places = tuple(_all_gather(self.mailbox.address))
-        self.desk = Desk(desk_address, task, session.site_id) if self.rank == 0 else None
+        self.desk = Desk(desk_address, task, session.site_id, key) if self.rank == 0 else None
         life = int(time.time() * 10) if self.rank == 0 else 0
         self.own = Own(session.site_id, life)
         self.rounds_done = rounds_done
