@@ -75,7 +75,14 @@ class Outcome:
 
 def main() -> None:
     given = arguments(
-        "utilisation", days=1.0, seed=0, elastic=0.7, policy="revenue", loads="0.4,0.6,0.8,0.9,1.2", equal=0.6
+        "utilisation",
+        days=1.0,
+        seed=0,
+        elastic=0.7,
+        policy="revenue",
+        loads="0.4,0.6,0.8,0.9,1.2",
+        equal=0.6,
+        shares="0.8,0.65,0.5,0.4",
     )
     data = data_folder(
         given.data,
