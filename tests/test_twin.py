@@ -254,16 +254,6 @@ def test_storm_on_boards_that_look_at_what_changed(seed):
     run_storm(seed, LARGE)
 
 
-@pytest.mark.endurance
-def test_storms_by_the_thousand():
-    import time
-
-    began_s, count = time.process_time(), 2000
-    for seed in range(1000, 1000 + count):
-        run_storm(seed)
-    print(f"{count} seeds in {time.process_time() - began_s:.0f} CPU seconds")
-
-
 def money_in_time(seed: int, *, asks: bool) -> float:
     """What tasks that met their deadline had bid for, in a nation short of chips."""
     rng = named_random(seed, "orders")
