@@ -4,9 +4,10 @@ from dataclasses import replace
 
 import pytest
 
-from qipan.events import EngineLost, ParkRequested, RulesSet, StorageOffered, TaskSubmitted
+from qipan.events import EngineLost, LinksSet, ParkRequested, RulesSet, StorageOffered, TaskSubmitted
 from qipan.hardware import BoardId
 from qipan.leases import EngineId, Room, TaskId
+from qipan.network import Link
 from qipan.quota import Loan, QuotaRule
 from qipan.scheduler import Moment, Phase, State, decide
 from qipan.scheduler.why import changes_that_start, why_waiting
@@ -43,6 +44,16 @@ def storing(me: TaskSubmitted, space_bytes: int, rate: float) -> State:
         decide(state, [TaskSubmitted(order, 0)], Moment(1, 1))
         if fact is not me:
             run_until_started(state, order.task_id)
+    return state
+
+
+def far_from_its_data() -> State:
+    """Its data lies at a site without devices; the way from there is dearer than the whole task."""
+    state = leaf_state(8)
+    links = (Link(BoardId("far"), DC, 1e9, 0.0, 10**9),)
+    me = of("me", "me", 4)
+    me = TaskSubmitted(replace(me.order, data_bytes_at=(("far", 2**40),)), 0)
+    decide(state, [LinksSet(links), me], Moment(2, 2))
     return state
 
 
@@ -91,6 +102,7 @@ SITUATIONS = {
     "apart": lambda: waiting(runs=(of("me", "o", 2, apart="web", elastic=False),), me=of("me", "me", 4, apart="web")),
     "storage": lambda: storing(me=of("me", "me", 4), space_bytes=250, rate=0.0),
     "storage rate": lambda: storing(me=of("me", "me", 4), space_bytes=0, rate=15.0),
+    "data": lambda: far_from_its_data(),
     "protect": lambda: waiting(
         QuotaRule(DC, "owner", share=0.75), QuotaRule(DC, "me", ceiling=8, protect=("serve",)), me=of("me", "me", 4, kind="serve")
     ),

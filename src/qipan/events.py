@@ -14,6 +14,7 @@ import msgspec
 from qipan.curves import Need, Point
 from qipan.errors import InvalidInput
 from qipan.leases import EngineId, LeaseId, Offer, Order, Room, TaskId, Usage
+from qipan.network import Link
 from qipan.quota import QuotaRule
 
 FactId = NewType("FactId", int)
@@ -242,6 +243,15 @@ class RulesSet:
 
 
 @dataclass(frozen=True, slots=True)
+class LinksSet:
+    """The links between sites, in place of those before."""
+
+    links: tuple[Link, ...]
+    kind: ClassVar[str] = "links_set"
+    cause: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetReached:
     """The books say that the task's attempt must park now to end within its budget.  `spent_micro_cny`: so far."""
 
@@ -372,6 +382,7 @@ Fact = (
     | TaskSubmitted
     | CancelRequested
     | RulesSet
+    | LinksSet
     | BudgetReached
     | BudgetRaised
     | ParkRequested
@@ -390,7 +401,7 @@ KINDS: dict[str, Any] = {
     for kind in (
         Reserve, Start, Resize, Stop, Renew, TakeCensus, BoardStarted, EngineAttached, TasksHeld,
         EngineOffered, StorageOffered, EngineLost, RenewalAsked, CapacityChanged, TaskSubmitted, CancelRequested, ParkRequested, LeaseGranted,
-        RulesSet, BudgetReached, BudgetRaised,
+        RulesSet, LinksSet, BudgetReached, BudgetRaised,
         LeaseRefused, TaskStarted, TaskProgress, TaskExited,
     )
 }  # fmt: skip

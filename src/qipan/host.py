@@ -26,6 +26,7 @@ from qipan.errors import Infeasible, InvalidInput, NotFound, OverLimit, QipanErr
 from qipan.events import (
     BudgetRaised,
     CancelRequested,
+    LinksSet,
     ParkRequested,
     RulesSet,
     TaskExited,
@@ -40,6 +41,7 @@ from qipan.ledger import Books, Tariff, check_balances, make_receipt
 from qipan.ledger.transfer import move
 from qipan.market import Bid
 from qipan.planner import Option, Plan, plan_task, rank
+from qipan.planner.charges import data_of
 from qipan.planner.experience import Place, beliefs, seen_in
 from qipan.planner.learn import Belief, Seen
 from qipan.planner.sites import plan_sites
@@ -50,6 +52,7 @@ from qipan.rounds import Rules
 from qipan.scheduler import Settings
 from qipan.scheduler.bids import most_efficient, worth_of
 from qipan.scheduler.limits import why_waiting_text
+from qipan.scheduler.moves import links_of, move_to, worth_there
 from qipan.scheduler.why import why_waiting
 from qipan.store import Store, StoreFolder
 from qipan.transfer import Stager
@@ -132,6 +135,9 @@ class Host:
             self.store.post(opening, self.clock.now_s())
         if self.tree.root.state.parked:
             self.tree.root.accept(ParkRequested(False, "up"))
+        for controller in self.tree.controllers.values():
+            if controller.state.links != links_of(site.links):
+                controller.accept(LinksSet(site.links))
         self._stop = threading.Event()
         self._round_server: RoundServer | None = None
         if (folder / "rounds.port").exists():
@@ -688,13 +694,16 @@ def plan_on(site: Site, task: Task, learned: Mapping[Place, Belief] | None = Non
     if plan.curve is None:
         return plan
     curve = plan.curve
-    worth = worth_of(order_of(site, task, TaskId(task.name), curve, 0.0), 0.0, 0.0)
+    order, links = order_of(site, task, TaskId(task.name), curve, 0.0), links_of(site.links)
+    worth = worth_of(order, 0.0, 0.0)
     tariffs = {
         f"{pool.site}|{pool.chip_class}": pool.tariff_micro_cny_per_device_hour for pool in site.pools()
     }
 
     def score(option: Option) -> float:
-        return -worth.of(curve.point(option.point_id), tariffs[f"{option.place}|{option.chip_class}"])
+        tariff = tariffs[f"{option.place}|{option.chip_class}"]
+        move = move_to(links, order.data_bytes_at, option.place)
+        return -worth_there(worth, curve.point(option.point_id), tariff, move)
 
     ranked = rank(plan.options, score)
     return replace(plan, options=ranked, chosen=ranked[0].option_id)
@@ -711,10 +720,12 @@ def order_of(site: Site, task: Task, task_id: TaskId, curve: Curve, now_s: float
         usable = {need.chip_class for point in curve.points for need in point.needs}
         bid = max(pool.tariff_micro_cny_per_device_hour for pool in site.pools() if pool.chip_class in usable)
     deadline_s = now_s + task.limits.deadline_s if task.limits.deadline_s is not None else None
+    size = best.storage_bytes // task.checkpoint.keep
     return Order(
         task_id, tenant_of(site, task), task.name, curve, bid, now_s, deadline_s, task.elastic, task.objective,
         task.limits.regions, task.limits.vendors, on_partition=task.on_partition,
         launch=msgspec.json.encode(Launch(task)), preemptible=task.elastic, kind=task.kind, apart=task.limits.apart,
+        data_bytes_at=data_of(task, site.root), checkpoint_bytes=size,
     )  # fmt: skip
 
 

@@ -81,6 +81,8 @@ class Order:
     gang: tuple[str, ...] = ()  # tasks that start together or not at all
     above: str = ""  # the lease that the placing board holds from its own parent
     kind: str = ""  # train, finetune, batch, serve, dev; empty: not known
+    checkpoint_bytes: int = 0  # of the newest one, which moves with the task; 0: not known
+    checkpoint_at: str = ""  # the site where the newest one lies
     apart: str = ""  # tasks of a tenant with the same word never run at one engine at a time
 
 

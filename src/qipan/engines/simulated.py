@@ -7,6 +7,7 @@ It is its own failure domain: a board's crash does not touch it.
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 from qipan.clock import Clock
 from qipan.curves import Need, Point
@@ -33,6 +34,8 @@ from qipan.events import (
 )
 from qipan.hardware import ChipClassId
 from qipan.leases import EngineId, LeaseId, Offer, Order, Room, TaskId, Usage
+from qipan.network import Link
+from qipan.scheduler.moves import move_to
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,10 +103,12 @@ class SimulatedEngine:
         rng: random.Random,
         behaviour: Behaviour = Behaviour(),
         room: Room | None = None,
+        links: Mapping[str, Link] = MappingProxyType({}),
     ) -> None:
         self.engine = engine
         self.site = site
         self._clock = clock
+        self._links = links
         self._rng = rng
         self._behaviour = behaviour
         self._journal: list[Fact] = [EngineOffered(engine, offers, chooses=False)]
@@ -324,13 +329,16 @@ class SimulatedEngine:
 
     def _begin(self, held: _Held, point: Point, attempt: int, base_s: float) -> None:
         now_s = self._clock.now_s()
+        staging_s = self._staging_s(held.order) if held.attempt == 0 else 0.0  # later ones find it here
         held.point, held.attempt, held.started_s = point, attempt, now_s
         self._attempts[held.order.task_id] = attempt
         held.needs = point.needs
         held.base_s = max(base_s, self._checkpoints.get(held.order.task_id, 0.0))
         source = held.order.curve.source
         start_s = point.start_s * self._behaviour.start_share.get(source, 1.0)
-        held.ready_s = now_s + start_s * max(0.2, self._rng.gauss(1.0, self._behaviour.start_spread))
+        held.ready_s = (
+            now_s + staging_s + start_s * max(0.2, self._rng.gauss(1.0, self._behaviour.start_spread))
+        )
         pace = point.rate * self._behaviour.pace_share.get(source, 1.0)
         held.speed = pace * max(0.2, self._rng.gauss(1.0, self._behaviour.speed_spread))
         held.next_report_s = held.ready_s + self._behaviour.report_s
@@ -346,6 +354,12 @@ class SimulatedEngine:
             self.engine,
         )
         self._say(started)
+
+    def _staging_s(self, order: Order) -> float:
+        here = order.data_bytes_at
+        if order.saved_s > 0 and order.checkpoint_at:
+            here = (*here, (order.checkpoint_at, order.checkpoint_bytes))
+        return move_to(self._links, here, self.site).s
 
     def _begin_stop(self, held: _Held, outcome: Outcome) -> None:
         assert held.point is not None

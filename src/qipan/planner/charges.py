@@ -5,7 +5,8 @@ from dataclasses import dataclass
 
 from qipan.hardware import BoardSpec, ChipClass, Storage
 from qipan.network import Link, transfer_s
-from qipan.planner.machine import CHECKPOINT_BYTES, CHECKPOINTS_KEPT
+from qipan.planner.machine import BYTES_PER_TOKEN, CHECKPOINT_BYTES, CHECKPOINTS_KEPT, modality
+from qipan.workload import Task
 from qipan.workload.model import Model, parameter_count
 
 MONTH_S = 30 * 86400.0
@@ -49,6 +50,17 @@ def lies_at(addresses: Sequence[str], root: BoardSpec) -> str:
             if address.startswith((f"{name}/", f"{name}:")):
                 return stores[name]
     return ""
+
+
+def usual_bytes(task: Task) -> int:
+    """Of its data, as its tokens usually take."""
+    return round(task.work.tokens * BYTES_PER_TOKEN[modality(task.data)])
+
+
+def data_of(task: Task, root: BoardSpec) -> tuple[tuple[str, int], ...]:
+    """(site, bytes) of data that lies somewhere in particular."""
+    at = lies_at(task.data, root)
+    return ((at, usual_bytes(task)),) if at and usual_bytes(task) else ()
 
 
 def kept_micro_cny(store: Storage | None, size_bytes: float, seconds: float) -> int:

@@ -9,12 +9,12 @@ from itertools import combinations
 from qipan.curves import Curve, Need, Point
 from qipan.hardware import BoardId, BoardSpec, ChipClass, ChipClassId, Pool, Storage
 from qipan.network import Link
-from qipan.planner.charges import kept_micro_cny, lies_at, move, saving, storage_at, stored_bytes
+from qipan.planner.charges import kept_micro_cny, lies_at, move, saving, storage_at, stored_bytes, usual_bytes
 from qipan.planner.cluster import SAVE_S, START_S, Best, band, best_layouts, failures_per_s, known, why_none
 from qipan.planner.evidence import nearest
 from qipan.planner.groups import best_groups
 from qipan.planner.learn import Belief, corrected_s, scaled_parts
-from qipan.planner.machine import BYTES_PER_TOKEN, CHECKPOINT_BYTES, modality
+from qipan.planner.machine import CHECKPOINT_BYTES
 from qipan.planner.mixed import Mixed, Side, best_mixed
 from qipan.planner.risk import finish
 from qipan.planner.steps import Layout, best_layout, memory_bytes, parts_s, strategy_of
@@ -137,7 +137,7 @@ def plan_task(
         return Plan(task.name, (), (Refused("everywhere", "any", task.name, why),), "", None)
     regions = {board.board: board.region for board in root.walk()}
     model = replace(task.model, vocab=task.model.vocab or vocab) if task.model is not None else None
-    size = data_bytes or round(task.work.tokens * BYTES_PER_TOKEN[modality(task.data)])
+    size = data_bytes or usual_bytes(task)
     at = data_at or lies_at(task.data, root)
     scene = Scene(task, model, root, regions, chips or {}, links, size, at, learned or {})
     refused: list[Refused] = []

@@ -17,6 +17,7 @@ from qipan.events import (
     Fact,
     LeaseGranted,
     LeaseRefused,
+    LinksSet,
     ParkRequested,
     Renew,
     RenewalAsked,
@@ -36,6 +37,7 @@ from qipan.events import (
 from qipan.leases import EngineId, LeaseId, TaskId
 from qipan.quantities import format_money
 from qipan.scheduler import census
+from qipan.scheduler.moves import links_of
 from qipan.scheduler.state import (
     AfterStop,
     Draft,
@@ -78,6 +80,8 @@ def absorb(state: State, fact: Fact, draft: Draft) -> None:
         case RulesSet():
             state.rules = tuple(rule for rule in fact.rules if rule.board in ("*", state.board))
             draft.anew = True
+        case LinksSet():
+            state.links, draft.anew = links_of(fact.links), True
         case BudgetReached():
             _budget_reached(state, fact, draft)
         case BudgetRaised():

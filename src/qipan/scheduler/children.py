@@ -17,6 +17,7 @@ from qipan.leases import EngineId, Offer, TaskId
 from qipan.rules.entitlement import Holdings, refusal
 from qipan.scheduler.ask_table import ChipAsks, Floats, ask_tables
 from qipan.scheduler.bids import Worth, progress_value, steady, worth_of
+from qipan.scheduler.moves import Moves, worth_there
 from qipan.scheduler.owners import holdings_of
 from qipan.scheduler.state import Draft, State, TaskState
 from qipan.scheduler.tasks import Group
@@ -62,12 +63,13 @@ class Children:
     ) -> tuple[list[tuple[float, tuple[int, int, int], ChildSeat]], float | None]:
         """The best seats of a task at the present asks."""
         found: list[tuple[Floats, Floats, int, ChipAsks]] = []
+        moves = Moves(self.state, task)
         refused = tuple(engine for engine, again_s in task.refused if again_s > self.draft.moment.now_s)
         for number, point in enumerate(task.order.curve.points):
             table = self._table_for(task, point)
             if table is None or self.refused_by_rule(task, point):
                 continue
-            score = self._scores(table, point, owner)
+            score = self._scores(table, point, owner, moves)
             mask = table.allowed(task.order.regions, refused)
             rows = np.nonzero(score >= 0 if mask is None else (score >= 0) & mask)[0]
             if len(rows):
@@ -117,11 +119,13 @@ class Children:
 
     taken: dict[tuple[str, str], int] = field(default_factory=dict)  # (tenant, chip class) -> devices ordered
 
-    def score(self, seat: ChildSeat, owner: Worth) -> float:
+    def score(self, task: TaskState, seat: ChildSeat, owner: Worth) -> float:
         """What the task's owner gains per second at this point and place, the ask taken off; negative when it cannot be
         had."""
         ask = seat.table.price(seat.row, seat.point.devices)
-        return owner.of(seat.point, seat.offer.tariff_micro_cny_per_device_hour) - ask / SECONDS_PER_HOUR
+        move = Moves(self.state, task).to(seat.offer.site)
+        worth = worth_there(owner, seat.point, seat.offer.tariff_micro_cny_per_device_hour, move)
+        return worth - ask / SECONDS_PER_HOUR
 
     def _table_for(self, task: TaskState, point: Point) -> ChipAsks | None:
         chip = point.needs[0].chip_class
@@ -134,15 +138,21 @@ class Children:
             return None
         return self.tables.get(chip)
 
-    def _scores(self, table: ChipAsks, point: Point, owner: Worth) -> Floats:
+    def _scores(self, table: ChipAsks, point: Point, owner: Worth, moves: Moves) -> Floats:
+        price = table.prices(point.devices) / SECONDS_PER_HOUR
+        if moves.pieces:
+            rows = zip(table.tariff.tolist(), table.offers, strict=True)
+            return (
+                np.array([worth_there(owner, point, tariff, moves.to(offer.site)) for tariff, offer in rows])
+                - price
+            )
         chip = point.needs[0].chip_class
         known = self._tariffs.get((chip, 0))
         if known is None:
             known = self._tariffs[chip, 0] = np.unique(table.tariff, return_inverse=True)
         tariffs, which = known
         worth = np.array([owner.of(point, int(tariff)) for tariff in tariffs])
-        price = table.prices(point.devices)
-        score: Floats = (worth[which] if len(tariffs) > 1 else worth[0]) - price / SECONDS_PER_HOUR
+        score: Floats = (worth[which] if len(tariffs) > 1 else worth[0]) - price
         return score
 
 
@@ -239,7 +249,7 @@ def _best(children: Children, line: _Line, task: TaskState, owner: Worth) -> Chi
             line.seats = None
             continue
         score, order, seat = line.seats[0]
-        now = children.score(seat, owner)
+        now = children.score(task, seat, owner)
         if now == -score:
             return seat
         line.seats.pop(0)

@@ -110,6 +110,7 @@ def lapse(state: State, draft: Draft) -> None:
             task,
             refused=tuple(entry for entry in task.refused if entry[1] > now_s),
             promised_until_s=task.promised_until_s if task.promised_until_s > now_s else 0.0,
+            promised=task.promised if task.promised_until_s > now_s else "",
         )
 
 

@@ -4,6 +4,7 @@ from qipan.scheduler.ask_table import in_regions
 from qipan.scheduler.asks import engine_key, free_devices, price_of
 from qipan.scheduler.bids import worth_of
 from qipan.scheduler.conditions import unmet
+from qipan.scheduler.moves import Moves, worth_there
 from qipan.scheduler.owners import refused_by_rule
 from qipan.scheduler.state import Draft, Moment, Phase, State, TaskState
 
@@ -25,6 +26,7 @@ def why_waiting_text(state: State, task: TaskState, now_s: float) -> str:
 
 
 def _text(state: State, task: TaskState, now_s: float) -> str:
+    moves = Moves(state, task)
     order, limits, draft = task.order, set(), Draft(Moment(now_s, 0.0))
     free = free_devices(state)
     owner = worth_of(order, task.done_s, now_s, state.settings.policy)
@@ -60,12 +62,16 @@ def _text(state: State, task: TaskState, now_s: float) -> str:
                     continue
                 sent = state.sent_down.get(f"{engine}|{offer.chip_class}|{offer.site}", 0)
                 ask = price_of(offer, point.devices, sent)
-                worth = owner.of(point, offer.tariff_micro_cny_per_device_hour) * SECONDS_PER_HOUR
+                move = moves.to(offer.site)
+                worth = (
+                    worth_there(owner, point, offer.tariff_micro_cny_per_device_hour, move) * SECONDS_PER_HOUR
+                )
+                first = f" after its {move}" if move.size_bytes else ""
                 limits.add(
                     f"{where} has no {point.devices} devices of {offer.chip_class} to give now"
                     if ask is None
                     else f"{where} asks {ask / 1e6:.4f} CNY/h for {point.devices} devices of {offer.chip_class},"
-                    f" {point.point_id} is worth {worth / 1e6:.4f}"
+                    f" {point.point_id} is worth {worth / 1e6:.4f}{first}"
                 )
     told = sorted(limits)
     more = f"; and so at {len(told) - 6} more places" if len(told) > 6 else ""

@@ -19,6 +19,7 @@ from qipan.scheduler.bids import time_left_s, worth_of
 from qipan.scheduler.children import by_bid, children_of, choose, rank_of
 from qipan.scheduler.conditions import set_down, unmet
 from qipan.scheduler.limits import why_waiting_text
+from qipan.scheduler.moves import Moves, checkpoint_at, worth_there
 from qipan.scheduler.owners import reclaim, refused_by_rule, took
 from qipan.scheduler.policies import PEERS, RIGID, Contender, Option
 from qipan.scheduler.state import AfterStop, Draft, EngineState, Phase, State, TaskState, ToEngine, lease_for
@@ -127,12 +128,12 @@ def allocate_leaves(state: State, draft: Draft, groups: list[Group]) -> None:
         bidder = _bidder(state, task, draft, seats)
         if bidder.candidates:
             bidders.append(bidder)
-    capacity = free_devices(state)
+    capacity = {key: devices - draft.kept.get(key, 0) for key, devices in free_devices(state).items()}
     for task in movable:
         if task.engine is not None:
             for need in task.needs:
                 capacity[engine_key(task.engine, need.chip_class)] += need.devices
-    if len(state.tasks) > state.settings.look_at_all_up_to and state.settings.policy not in PEERS:
+    if large(state) and state.settings.policy not in PEERS:
         now_s, policy = draft.moment.now_s, state.settings.policy
         bidders.sort(key=lambda bidder: rank_of(state.tasks[TaskId(bidder.task_id)], now_s, policy))
         chosen = adjust(bidders, capacity)
@@ -143,7 +144,7 @@ def allocate_leaves(state: State, draft: Draft, groups: list[Group]) -> None:
         seat = seats.get((task.task_id, chosen.get(task.task_id, "")))
         if task.phase is Phase.RUNNING:
             _keep_or_change(state, task, seat, draft)
-    free = free_devices(state)
+    free = {key: devices - draft.kept.get(key, 0) for key, devices in free_devices(state).items()}
     for task in sorted(movable, key=lambda task: rank_of(task, draft.moment.now_s, state.settings.policy)):
         seat = seats.get((task.task_id, chosen.get(task.task_id, "")))
         if task.phase is not Phase.QUEUED or seat is None:
@@ -162,7 +163,12 @@ def allocate_leaves(state: State, draft: Draft, groups: list[Group]) -> None:
                 task,
                 why_waiting="waits for devices that another task is giving up",
                 promised_until_s=draft.moment.now_s + state.settings.lease_s,
+                promised=f"{seat.engine}|{seat.point.point_id}" if large(state) else "",
             )
+
+
+def large(state: State) -> bool:
+    return len(state.tasks) > state.settings.look_at_all_up_to
 
 
 def _chosen(
@@ -202,10 +208,11 @@ def _who_bids(state: State, draft: Draft, groups: list[Group]) -> list[TaskState
     placed, and the running tasks that would give up devices of their chip classes for the least, or gain the most by more;
     the others stay as they are."""
     tasks = state.tasks
-    if len(tasks) <= state.settings.look_at_all_up_to:
+    if not large(state):
         return [task for task in tasks.values() if _movable(state, task)]
-    waiting = _fill(state, draft, groups)
-    free = free_devices(state)
+    free = take_promised(state, draft)
+    waiting = _fill(state, draft, groups, free)
+    free = {key: devices - draft.kept.get(key, 0) for key, devices in free_devices(state).items()}
     chips = {chip for task in waiting for chip in tasks.group_of[task.task_id].chips}
     chips |= {key.split("|")[1] for key in tasks.freed}
     running: dict[str, TaskState] = {}
@@ -227,14 +234,38 @@ def _who_bids(state: State, draft: Draft, groups: list[Group]) -> list[TaskState
     return [*waiting, *running.values()]
 
 
-def _fill(state: State, draft: Draft, groups: list[Group]) -> list[TaskState]:
+def take_promised(state: State, draft: Draft) -> dict[str, int]:
+    """Seats that were being freed for someone are taken by them; what is free of those not whole yet is kept for them, or those
+    that gave it up would take it back.  Returns what is free for the others."""
+    free = free_devices(state)
+    now_s, policy = draft.moment.now_s, state.settings.policy
+    promised = [state.tasks[task_id] for task_id in state.tasks.promised]
+    for task in sorted(promised, key=lambda task: rank_of(task, now_s, policy)):
+        seats: dict[tuple[str, str], Seat] = {}
+        _bidder(state, task, draft, seats)
+        seat = seats.get((task.task_id, task.promised))
+        if task.phase is not Phase.QUEUED or seat is None:
+            state.tasks[task.task_id] = replace(task, promised="", promised_until_s=0.0)
+            continue
+        keys = [(engine_key(seat.engine, need.chip_class), need.devices) for need in seat.point.needs]
+        whole = all(free.get(key, 0) >= devices for key, devices in keys)
+        if whole:
+            _reserve(state, task, seat.engine, seat.point, seat.point.needs, draft)
+        for key, devices in keys:
+            kept = min(devices, max(0, free.get(key, 0)))
+            free[key] = free.get(key, 0) - kept
+            if not whole:
+                draft.kept[key] = draft.kept.get(key, 0) + kept
+    return free
+
+
+def _fill(state: State, draft: Draft, groups: list[Group], free: dict[str, int]) -> list[TaskState]:
     """Place the dearest at their best point while that is free.  Returns the first NEAR of those that do not get it."""
     now_s = draft.moment.now_s
-    free = free_devices(state)
     left: list[TaskState] = []
     heap = []
     most = NEAR + max(0, sum(free.values()))
-    for number, group in enumerate(groups):
+    for number, group in enumerate(group for group in groups if group.members):
         line = by_bid(state, group, now_s, most)
         heap.append((next(line), number, line))
     heapify(heap)
@@ -246,6 +277,8 @@ def _fill(state: State, draft: Draft, groups: list[Group]) -> list[TaskState]:
         else:
             heapreplace(heap, (following, number, line))
         task = state.tasks[rank[2]]
+        if task.promised or task.phase is not Phase.QUEUED:
+            continue
         seats: dict[tuple[str, str], Seat] = {}
         bidder = _bidder(state, task, draft, seats)
         if not bidder.candidates:
@@ -279,7 +312,7 @@ def _movable(state: State, task: TaskState) -> bool:
 
 def _bidder(state: State, task: TaskState, draft: Draft, seats: dict[tuple[str, str], Seat]) -> Bidder:
     owner = worth_of(task.order, task.done_s, draft.moment.now_s, state.settings.policy)
-    candidates, current_key = [], None
+    candidates, current_key, moves = [], None, Moves(state, task)
     for engine, known in sorted(state.engines.items()):
         if known.chooses or known.lost or engine in state.uncounted or _refused(task, engine, draft):
             continue
@@ -289,7 +322,11 @@ def _bidder(state: State, task: TaskState, draft: Draft, seats: dict[tuple[str, 
             if task.phase is Phase.RUNNING and point.needs[0].chip_class != task.needs[0].chip_class:
                 continue  # a resize holds the larger of two shapes of one class; it cannot hold both classes
             stays = task.phase is Phase.RUNNING and task.engine == engine and point.point_id == task.point_id
-            worth = owner.of(point, offer.tariff_micro_cny_per_device_hour, running=stays)
+            tariff = offer.tariff_micro_cny_per_device_hour
+            if task.phase is Phase.QUEUED:
+                worth = worth_there(owner, point, tariff, moves.to(offer.site))
+            else:
+                worth = owner.of(point, tariff, running=stays)
             if stays:
                 # What a change would throw away speaks for staying.
                 left_s = time_left_s(task.order, point, task.done_s)
@@ -396,12 +433,15 @@ def _reserve(
         needs=needs,
         generation=task.generation + 1,
         why_waiting="",
+        promised_until_s=0.0,
+        promised="",
     )
     state.tasks[task.task_id] = task
     took(state, draft, task, point)
     order = replace(
         task.order,
         saved_s=task.saved_s,
+        checkpoint_at=checkpoint_at(task),
         attempt=task.attempt,
         fence=(*task.order.fence, state.term, task.generation),
         above=task.parent.lease_id if task.parent is not None else "",

@@ -1,11 +1,13 @@
 """A state as bytes and back.  Tasks go as rows, each distinct curve once: a million tasks of a thousand classes take some
 hundred bytes each."""
 
-from dataclasses import fields
+from dataclasses import MISSING, fields
 from operator import attrgetter
 from typing import Any, get_type_hints
 
 import msgspec
+from msgspec import defstruct
+from msgspec.structs import astuple
 
 from qipan.curves import Curve, CurveSource, Point
 from qipan.leases import Order, TaskId
@@ -17,14 +19,20 @@ _REST = tuple(field.name for field in fields(State) if field.name != "tasks")
 _order_row, _task_row = attrgetter(*_ORDER), attrgetter(*_TASK)
 
 
-def _types(kind: type, names: tuple[str, ...]) -> tuple[Any, ...]:
+def _row(kind: type, names: tuple[str, ...]) -> Any:
+    """A row of these fields; one that an earlier release wrote ends sooner, and has the defaults of what it lacks."""
     hints = get_type_hints(kind)
-    return tuple(hints[name] for name in names)
+    defaults = {field.name: field.default for field in fields(kind)}
+    columns = [
+        (name, hints[name]) if defaults[name] is MISSING else (name, hints[name], defaults[name])
+        for name in names
+    ]
+    return defstruct(kind.__name__ + "Row", columns, array_like=True)
 
 
 #: (number of its curve, work, source, the rest of the order, the rest of the task)
-_OrderRow: Any = tuple[_types(Order, _ORDER)]  # type: ignore[misc]
-_TaskRow: Any = tuple[_types(TaskState, _TASK)]  # type: ignore[misc]
+_OrderRow: Any = _row(Order, _ORDER)
+_TaskRow: Any = _row(TaskState, _TASK)
 _Row = tuple[int, float, CurveSource, _OrderRow, _TaskRow]
 
 
@@ -63,8 +71,8 @@ def decode_state(body: bytes) -> State:
     tasks = {}
     for number, work_s, source, order_row, task_row in saved.tasks:
         curve = Curve(saved.curves[number], work_s, source)
-        order = Order(curve=curve, **dict(zip(_ORDER, order_row, strict=True)))
-        tasks[order.task_id] = TaskState(order=order, **dict(zip(_TASK, task_row, strict=True)))
+        order = Order(curve=curve, **dict(zip(_ORDER, astuple(order_row), strict=True)))
+        tasks[order.task_id] = TaskState(order=order, **dict(zip(_TASK, astuple(task_row), strict=True)))
     return State(tasks=tasks, **rest)  # type: ignore[arg-type]
 
 

@@ -8,6 +8,7 @@ from qipan.curves import Need, Point
 from qipan.events import Command, Fact
 from qipan.hardware import BoardId
 from qipan.leases import EngineId, LeaseId, Offer, Order, Reason, Room, TaskId
+from qipan.network import Link
 from qipan.quota import QuotaRule
 from qipan.rules.entitlement import Holdings
 from qipan.scheduler.tasks import Tasks
@@ -77,6 +78,7 @@ class TaskState:
     refused: tuple[tuple[EngineId, float], ...] = ()
     promised_until_s: float = 0.0  # devices are being freed for it; until then it waits here
     why_waiting: str = ""
+    promised: str = ""  # "engine|point" that is being freed for it; nobody else takes those devices
 
     @property
     def task_id(self) -> TaskId:
@@ -144,6 +146,7 @@ class State:
     asked_s: float = 0.0  # when renewal was last asked from the parent
     lease_sequence: int = 0
     rules: tuple[QuotaRule, ...] = ()  # those of this board
+    links: dict[str, Link] = field(default_factory=dict)  # "site|site" -> the link from the one to the other
     looked_s: float = 0.0  # when everything was last looked at, on the lease clock
     more: bool = False  # the last tick stopped at orders_per_tick
 
@@ -245,6 +248,9 @@ class Draft:
     reclaimed: dict[tuple[str, str], int] = field(
         default_factory=dict
     )  # (tenant, chip class) -> devices told to go
+    kept: dict[str, int] = field(
+        default_factory=dict
+    )  # "engine|chip class" -> free devices kept for promised seats
     placed: Placed = field(default_factory=Placed)  # kept by `conditions`
     commands: list[ToEngine] = field(default_factory=list)
     reports: list[Fact] = field(default_factory=list)

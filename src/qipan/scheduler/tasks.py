@@ -123,6 +123,7 @@ class Tasks(dict[TaskId, "TaskState"]):
         self.from_parent: dict[LeaseId, TaskId] = {}  # the lease from above
         self.by_lease: dict[LeaseId, TaskId] = {}  # the lease held below
         self.refusing: set[TaskId] = set()  # some engine refused it lately
+        self.promised: set[TaskId] = set()  # a seat is being freed for it
         self.from_parent_waiting: set[TaskId] = set()
         self.lease_due = Due(lease_due_s, self)
         self.time_due = Due(time_due_s, self)
@@ -155,6 +156,10 @@ class Tasks(dict[TaskId, "TaskState"]):
             or before.refused is not task.refused or before.parent is not task.parent
         ):  # fmt: skip
             self._place_in_line(task_id, before, task)
+        if task.promised:
+            self.promised.add(task_id)
+        elif before is not None and before.promised:
+            self.promised.discard(task_id)
         if task.refused:
             self.refusing.add(task_id)
         elif before is not None and before.refused:
@@ -178,6 +183,7 @@ class Tasks(dict[TaskId, "TaskState"]):
         self.touched[task_id] = None
         self._disuse(task.order.curve.points)
         self.refusing.discard(task_id)
+        self.promised.discard(task_id)
         self.steps_down.pop(task_id, None)
         self._leave(task_id, task)
         if task.engine is not None:
@@ -310,6 +316,7 @@ def group_key(task: "TaskState") -> GroupKey:
     return (
         id(order.curve.points), order.tenant, order.kind, order.bid_micro_cny_per_device_hour, steady(order), order.objective,
         order.elastic, order.preemptible, order.regions, order.vendors, order.data_bytes_at, order.apart,
+        (order.checkpoint_at, task.place) if order.checkpoint_bytes and task.saved_s > 0 else (),
         tuple([engine for engine, _ in task.refused]) if task.refused else (),
         parent.points if parent is not None and parent.started else (), parent is not None,
     )  # fmt: skip

@@ -12,6 +12,7 @@ from qipan.scheduler.asks import engine_key
 from qipan.scheduler.bids import progress_value
 from qipan.scheduler.decide import decide
 from qipan.scheduler.limits import why_waiting_text
+from qipan.scheduler.moves import pieces_of
 from qipan.scheduler.state import Moment, Phase, State, TaskState
 from qipan.scheduler.tasks import Tasks
 
@@ -46,7 +47,9 @@ def changes_that_start(state: State, task_id: TaskId, moment: Moment) -> list[Ch
     task = state.tasks[task_id]
     found: list[Change] = []
     for change in _tried(state, task, moment):
-        told = change.constraint == "gang" and any(other.constraint == "gang" for other in found)
+        told = change.constraint in ("gang", "data") and any(
+            other.constraint == change.constraint for other in found
+        )
         if not told and _starts(state, task_id, change.make, moment):
             found.append(change)
     return found
@@ -174,6 +177,13 @@ def _of_the_place(state: State, task: TaskState, moment: Moment) -> Iterator[Cha
                 f"with {rate / left:.3g} times as long between its checkpoints",
                 _setter_of_order(task, curve=replace(order.curve, points=seldom)),
             )
+    pieces = pieces_of(task)
+    if state.links and pieces:
+        size = sum(piece_bytes for _, piece_bytes in pieces)
+        for site in sorted({offer.site for known in state.engines.values() for offer in known.offers}):
+            moved = replace(order, data_bytes_at=((site, size),), checkpoint_bytes=0)
+            there = _setter(task, order=moved)
+            yield Change("data", f"with its {format_bytes(size)} of data and checkpoints at {site}", there)
     if order.apart:
         yield Change("apart", f"without `limits.apart: {order.apart}`", _setter_of_order(task, apart=""))
 

@@ -183,6 +183,7 @@ def make_world(scenario: Scenario, seed: int, **changes: Any) -> tuple[World, li
         ),
         behaviour=Behaviour(checkpoint_s=600.0),
         faults=Faults(lose=scenario.lose),
+        links=scenario.site.links,
     )
     chance = named_random(seed, "arrivals")
     if scenario.trace is not None:

@@ -8,12 +8,14 @@ from dataclasses import dataclass, field
 from qipan.channel import Carrier, FaultyCarrier
 from qipan.clock import ManualClock, named_random
 from qipan.engines.simulated import Behaviour, SimulatedEngine
-from qipan.events import TaskSubmitted
+from qipan.events import LinksSet, TaskSubmitted
 from qipan.hardware import BoardId, BoardSpec
 from qipan.leases import EngineId, Offer, Order, TaskId, room_of
 from qipan.ledger import Books, Tariff
 from qipan.ledger.books import hold_of_bid
+from qipan.network import Link
 from qipan.scheduler import Settings
+from qipan.scheduler.moves import links_of
 from qipan.store import Store
 from qipan.tree import Tree, build_tree
 
@@ -112,6 +114,7 @@ def build_world(
     faults: Faults = Faults(),
     make_store: Callable[[BoardId], Store] = lambda _board: Store(None),
     start_s: float = 0.0,
+    links: tuple[Link, ...] = (),
 ) -> World:
     clock = ManualClock(start_s)
 
@@ -119,8 +122,8 @@ def build_world(
         name = EngineId(f"{board.board}-engine")
         rng = named_random(seed, f"engine/{board.board}")
         return SimulatedEngine(
-            name, board.board, pool_offers(board), clock, rng, behaviour, room_of(board.stores)
-        )
+            name, board.board, pool_offers(board), clock, rng, behaviour, room_of(board.stores), links_of(links)
+        )  # fmt: skip
 
     def wrap(source: BoardId, target: BoardId, carrier: Carrier) -> Carrier:
         rng: random.Random = named_random(seed, f"link/{source}/{target}")
@@ -135,6 +138,9 @@ def build_world(
         make_books=lambda: books_of(spec),
         wrap=wrap,
     )
+    if links:
+        for controller in tree.controllers.values():
+            controller.accept(LinksSet(links))
     return World(tree, clock)
 
 
