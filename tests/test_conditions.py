@@ -6,16 +6,17 @@ import pytest
 
 from qipan.controller import verify
 from qipan.errors import InvalidInput
-from qipan.events import Reserve, StorageOffered, TaskSubmitted
+from qipan.events import Reserve, Stop, StorageOffered, TaskSubmitted
 from qipan.hardware import BoardSpec, ChipClassId, Storage
 from qipan.leases import Order, Room, TaskId
 from qipan.planner import plan_task
 from qipan.scheduler import Moment, Phase, Settings, decide
 from qipan.twin import check_end
 from qipan.workload.parse import parse_task
-from test_scheduler import ENGINE, commands, leaf_state
+from test_quota import parked
+from test_scheduler import ENGINE, commands, leaf_state, run_until_started
 from test_twin import stormy_world
-from worlds import leaf, nation, order
+from worlds import TARIFF, leaf, nation, order
 
 pytestmark = pytest.mark.computes
 
@@ -99,3 +100,15 @@ def test_the_task_file_says_what_its_checkpoints_take():
 def test_a_wrong_checkpoint_is_named(size, said):
     with pytest.raises(InvalidInput, match=said):
         parse_task(SCRIPT.format(size=size))
+
+
+def test_a_seat_that_is_freed_for_a_task_goes_to_it_on_a_large_board():
+    """Else those that gave it up, or whoever comes, take it back, and the task frees another, without end."""
+    state = leaf_state(8)
+    state.settings = Settings(look_at_all_up_to=0)
+    decide(state, [TaskSubmitted(order("v", counts=(8,), bid=2 * TARIFF, work_s=9000.0), 0)], Moment(1, 1))
+    run_until_started(state, "v")
+    stopped = decide(state, [TaskSubmitted(order("w", counts=(8,), bid=6 * TARIFF), 0)], Moment(2, 2))
+    assert [command.task_id for command in commands(stopped, Stop)] == ["v"]
+    late = TaskSubmitted(order("x", counts=(8,), bid=9 * TARIFF), 0)
+    assert placed(decide(state, [late, parked(state, "v", 3.0)], Moment(3, 3))) == ["w"]
