@@ -4,7 +4,7 @@ Facts, the tick and its decision are stored in one transaction before any comman
 is built again from the newest snapshot and the ticks after it, and every engine is asked what it holds.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -96,7 +96,8 @@ class Controller:
         self._recover()
         same_boot = store.get("boot_id") in (None, clock.boot_id())
         store.put("boot_id", clock.boot_id())
-        self.accept(BoardStarted(tuple(self.engines), same_boot))
+        self.accept(BoardStarted(tuple(self.engines), same_boot, int(store.get("reign") or "0")))
+        self.settle: Callable[[], None] = lambda: None  # waits until what was stored is stored elsewhere, too
 
     # ---- one step --------------------------------------------------------------------------------------------------
 
@@ -162,6 +163,7 @@ class Controller:
         tick = StoredTick(decision.tick, moment.now_s, moment.lease_s, self.clock.boot_id(), body, ())
         transfers = self._transfers(facts, decision, moment.now_s)
         numbers = self.store.record(stored, tick, reports, decision.reasons, transfers)
+        self.settle()
         self._wake_s = decision.wake_s
         if self.parent is not None:
             self.parent.report(zip(numbers, reports, strict=True))

@@ -131,10 +131,11 @@ class StorageOffered:
 @dataclass(frozen=True, slots=True)
 class BoardStarted:
     """This board's process began.  `engines` are those it is joined to; `same_boot`: lease times in its store are
-    still on this machine's running clock."""
+    still on this machine's running clock; `reign`: how often a standby took this board over."""
 
     engines: tuple[EngineId, ...]
     same_boot: bool
+    reign: int = 0
     kind: ClassVar[str] = "board_started"
     cause: ClassVar[bool] = True
 

@@ -27,6 +27,7 @@ from qipan.identity import Peer, Token, Unknown, Wallet, peer_of
 from qipan.identity.wallet import joining_context
 from qipan.leases import EngineId, Receipt
 from qipan.planner import Plan
+from qipan.succession import Succession
 from qipan.workload import Task
 from qipan.workload.site import Site
 
@@ -34,11 +35,12 @@ log = logging.getLogger("qipan.grid")
 
 IDLE_S = 0.5  # a board without engines of its own looks at its leases at least so often
 REFUSED_BYTES_MAX = 1 << 20
+LEAD_WAIT_S = 10.0  # people wait so long for a board that just does not lead
 
 
 def join(folder: Path, token: Token) -> Wallet:
     """Become the board that the token names.  Raises Unreachable, QipanError with the inviting board's words."""
-    if (folder / "identity").exists():
+    if (folder / "identity").exists() or (folder / "standby").exists():
         raise InvalidInput(
             f"{folder} belongs to a grid already; name another --store, or `qipan grid leave` first"
         )
@@ -52,20 +54,21 @@ def join(folder: Path, token: Token) -> Wallet:
         answer = ask_once(token.url, joining_context(token), expects(inviting(token)), hello)
         return answer["chain"], answer["authority"]
 
-    return Wallet.join(folder / "identity", token, ask, time.time)
+    return Wallet.join(folder / ("standby" if token.role == "standby" else "identity"), token, ask, time.time)
 
 
 def inviting(token: Token) -> tuple[str, ...]:
     return token.place[:-1] if token.role == "board" else token.place
 
 
-def expects(place: tuple[str, ...]) -> Callable[[bytes], None]:
-    """A check that the other side is the board at `place`."""
+def expects(place: tuple[str, ...], roles: tuple[str, ...] = ("board",)) -> Callable[[bytes], None]:
+    """A check that the other side is the board at `place`, or has another role for it."""
 
     def check(certificate: bytes) -> None:
         peer = peer_of(certificate)
-        if peer.place != place:
-            raise Unknown(f"expected the board {'/'.join(place)}, found {'/'.join(peer.place)}")
+        if peer.place != place or peer.role not in roles:
+            found = f"{'/'.join(peer.place)}" + (f" ({peer.role})" if peer.role != "board" else "")
+            raise Unknown(f"expected the board {'/'.join(place)}, found {found}")
 
     return check
 
@@ -87,6 +90,7 @@ class GridHost(Host):
         self.wallet = Wallet(folder / "identity", time.time)
         self.children: dict[BoardId, Child] = {}
         self._folder = folder
+        self.database = database
         self._news = threading.Event()
         self._arrivals: list[tuple[BoardId, BoardSpec]] = []
         self._door = threading.Lock()
@@ -105,6 +109,7 @@ class GridHost(Host):
         self._dialer: Dialer | None = None
         self._looked_s = 0.0
         self._renewing = False
+        self._succession = Succession(self)
 
     # ---- links ---------------------------------------------------------------------------------------------------------
 
@@ -116,7 +121,7 @@ class GridHost(Host):
         if self._up is not None:
             self._dialer = self.network.dial(
                 url or self.wallet.kept.parent, self.wallet.client_context, expects(self.wallet.place[:-1]),
-                self._hello, self._up, self._answer_parent,
+                self._hello, self._up, self._answer_parent, self._succession.welcomed,
             )  # fmt: skip
 
     @property
@@ -124,7 +129,10 @@ class GridHost(Host):
         return self._up is None or self._up.connected
 
     def _hello(self) -> dict[str, Any]:
-        return {"board": self.site.root.board, "spec": msgspec.json.encode(self.site.root)}
+        return {
+            "board": self.site.root.board, "spec": msgspec.json.encode(self.site.root),
+            "reign": self.wallet.kept.parent_reign,
+        }  # fmt: skip
 
     def _admit(self, certificate: bytes | None, path: str, hello: Any) -> Admitted:
         """On the network's thread: who connects, and to what.  Raises QipanError to refuse."""
@@ -137,15 +145,19 @@ class GridHost(Host):
                 raise Unknown("no certificate was shown; a board joins first (`qipan grid join`)")
             peer = peer_of(certificate)
             member = self.wallet.check_member(peer)
-            if member.role != "board":
-                raise Unknown(f"role {member.role} has no link of its own")
+            if member.role == "standby":
+                return self._succession.admit(peer, hello)
+            if path == "/silence":
+                words = {"reign": self.wallet.kept.reign, "leads": self.leads()}
+                return Admitted(NetworkCarrier(self.network.has_news, lambda: None), words, _no_questions)
+            self._succession.met(hello)
             spec = self._checked_spec(peer.name, hello)
             name = BoardId(peer.name)
             if name not in self.children:
                 self.children[name] = Child(self.network.carrier(self._news.set))
             self._arrivals.append((name, spec))
         return Admitted(
-            self.children[name].carrier, {"board": self.site.root.board},
+            self.children[name].carrier, {"board": self.site.root.board, **self._succession.words()},
             lambda question, body: self._answer_child(peer, question, body), peer.until_s,
         )  # fmt: skip
 
@@ -215,6 +227,42 @@ class GridHost(Host):
                 )  # let what comes together be one tick
                 self._news.clear()
 
+    @property
+    def below(self) -> dict[BoardId, Child]:
+        return self.children
+
+    @property
+    def parent_link(self) -> NetworkCarrier | None:
+        return self._up
+
+    @property
+    def own_site(self) -> Site:
+        """Without what joined."""
+        return replace(self.site, root=self._own)
+
+    def turn_to(self, url: str) -> None:
+        """The parent is elsewhere now."""
+        assert self._dialer is not None
+        self._dialer.turn_to(url)
+
+    def leads(self) -> bool:
+        """False while this board has a standby and most boards below do not follow it: the standby may lead then."""
+        return self._succession.leads()
+
+    def step(self) -> None:
+        if self.leads():
+            super().step()
+
+    def _must_lead(self) -> None:
+        end_s = time.monotonic() + LEAD_WAIT_S
+        while not self.leads():
+            if time.monotonic() > end_s:
+                raise Unreachable(
+                    f"{self._own.board} does not lead: {self._succession.told()}; its standby may lead by now"
+                    " (`qipan grid status`)"
+                )
+            time.sleep(0.05)
+
     def stop(self) -> None:
         super().stop()
         self._news.set()
@@ -252,6 +300,7 @@ class GridHost(Host):
         with self._door:
             self.wallet.flush()
         self._renew()
+        self._succession.look()
 
     def _arrived(self, arrivals: list[tuple[BoardId, BoardSpec]]) -> None:
         for name, spec in arrivals:
@@ -320,6 +369,8 @@ class GridHost(Host):
     # ---- what boards ask each other ------------------------------------------------------------------------------------
 
     def _answer_child(self, peer: Peer, question: str, body: Any) -> Any:
+        if question == "lead":
+            return self._succession.stamp(peer.name, body)
         if question == "renew":
             return self.wallet.renewed(peer, bytes(body))
         if question == "spec":
@@ -348,6 +399,8 @@ class GridHost(Host):
     def _answer_parent(self, question: str, body: Any) -> Any:
         """The parent wants to know what only this side has."""
         match question:
+            case "parents":
+                return self._succession.welcomed(body)
             case "logs":
                 return self._logs_below(str(body))
             case "why":
@@ -387,6 +440,7 @@ class GridHost(Host):
     def submit(self, task: Task, key: str | None = None) -> tuple[str, Plan]:
         """At the top as ever; elsewhere handed to the parent."""
         if self._up is None:
+            self._must_lead()
             return super().submit(task, key)
         task_id, plan = self._up.ask("submit", [msgspec.json.encode(task), key])
         found = msgspec.json.decode(plan, type=Plan)
@@ -405,6 +459,7 @@ class GridHost(Host):
 
     def cancel(self, task_id: str, by: str) -> None:
         if self._up is None:
+            self._must_lead()
             super().cancel(task_id, by)
         else:
             self._up.ask("cancel", [task_id, by])

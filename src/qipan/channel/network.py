@@ -451,8 +451,12 @@ class _Connection:
             self._joined(admitted.carrier)
         elif self._dialer is not None and kind == "welcome":
             self._answer = self._dialer.answer
+            try:
+                self._dialer.up(body)
+            except QipanError as error:
+                self._refuse(str(error))
+                return
             self._joined(self._dialer.carrier)
-            self._dialer.up(body)
         else:
             self._refuse(f"began with {kind[:40]!r}")
 
@@ -581,6 +585,8 @@ class Dialer:
             if self._ended:
                 return
             self._need.clear()
+            if self.carrier.connected:
+                continue
             url = self.urls[self._tries % len(self.urls)]
             try:
                 self._network.add(self._connect(url))
@@ -616,8 +622,9 @@ class Dialer:
         self.last_refusal = why
 
     def up(self, words: Any) -> None:
-        self._tries, self.last_refusal = 0, ""
+        """Raises QipanError when what the other side says of itself is not accepted."""
         self._welcomed(words)
+        self._tries, self.last_refusal = 0, ""
 
     def down(self, _why: str) -> None:
         wait_s = RETRY_S[min(self._tries, len(RETRY_S) - 1)]
@@ -632,25 +639,35 @@ class Dialer:
         if connection is not None:
             connection.drop("a new certificate")
 
+    def turn_to(self, url: str) -> None:
+        """From now on another address, at once."""
+        self.urls, self._tries = (url,), 0
+        connection = self.carrier.connection
+        if connection is not None:
+            connection.drop(f"{url} leads now")
+        self._need.set()
+
     def end(self) -> None:
         self._ended = True
         self._need.set()
 
 
-def ask_once(url: str, context: ssl.SSLContext, check: Callable[[bytes], None], hello: Any) -> Any:
+def ask_once(
+    url: str, context: ssl.SSLContext, check: Callable[[bytes], None], hello: Any, path: str = "join", limit_s: float = OPENING_S
+) -> Any:  # fmt: skip
     """Connect, say hello, return the words of welcome: how a board joins.  Raises Unreachable, QipanError."""
     from websockets.exceptions import WebSocketException
     from websockets.sync.client import connect
 
     host, port = address_of(url)
     try:
-        sock = socket.create_connection((host, port), timeout=OPENING_S)
+        sock = socket.create_connection((host, port), timeout=limit_s)
         tls = context.wrap_socket(sock)
         check(tls.getpeercert(binary_form=True) or b"")
         tls.settimeout(None)
-        with connect(f"ws://{host}:{port}/join", sock=tls, proxy=None, max_size=MESSAGE_BYTES_MAX) as link:
+        with connect(f"ws://{host}:{port}/{path}", sock=tls, proxy=None, max_size=MESSAGE_BYTES_MAX) as link:
             link.send(msgspec.msgpack.encode(("hello", hello)))
-            words = link.recv(OPENING_S)
+            words = link.recv(limit_s)
             assert isinstance(words, bytes)
             kind, body = msgspec.msgpack.decode(words, type=tuple[str, Any])
     except (OSError, WebSocketException, TimeoutError) as error:

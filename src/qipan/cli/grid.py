@@ -1,6 +1,7 @@
 """`qipan grid` makes a grid and joins boards to it; `qipan board` shows the boards and serves one."""
 
 import json
+import os
 import signal
 import sys
 import threading
@@ -63,6 +64,12 @@ def invite(
     provider: Annotated[str, typer.Option(help="Whose board it is; leave out for your own.")] = "",
     url: Annotated[str, typer.Option(help="Where it reaches this board (default: as at `init`).")] = "",
     may_invite: Annotated[bool, typer.Option("--may-invite", help="It may have boards below it.")] = False,
+    standby: Annotated[
+        bool,
+        typer.Option(
+            "--standby", help="A second process for this board itself, on another host (NAME: this board's)."
+        ),
+    ] = False,
     hours: Annotated[float, typer.Option(min=0.001, max=24 * 30, help="How long the token is good.")] = 24.0,
     store: StoreDir = None,
     json_: Json = False,
@@ -76,7 +83,14 @@ def invite(
     url = url or (at.read_text() if at.exists() else "")
     if not url:
         raise InvalidInput("name the address where the new board reaches this one: --url grid://host:8443")
-    token = wallet.invite(name, provider, url, may_invite=may_invite, life_s=hours * 3600)
+    if standby and name != wallet.place[-1]:
+        raise InvalidInput(
+            f"a standby has the name of its board: qipan grid invite {wallet.place[-1]} --standby"
+        )
+    role = "standby" if standby else "board"
+    token = wallet.invite(
+        name, provider, url, may_invite=may_invite or standby, role=role, life_s=hours * 3600
+    )
     tell({"board": name, "place": token.place, "token": token.encode()}, json_, token.encode())
 
 
@@ -92,11 +106,18 @@ def join_(
     from qipan.identity import Token
 
     text = Path(token).read_text() if len(token) < 200 and Path(token).is_file() else token
-    folder = folder_of(store)
-    wallet = join(folder, Token.decode(text))
+    folder, read = folder_of(store), Token.decode(text)
+    if read.role == "standby" and not url:
+        raise InvalidInput("boards below must reach a standby: name its own address, --url grid://HOST:PORT")
+    wallet = join(folder, read)
     if url:
-        (folder / "identity" / "url").write_text(url)
+        (wallet.folder / "url").write_text(url)
     place = "/".join(wallet.place)
+    if read.role == "standby":
+        told = {"place": place, "standby_of": wallet.kept.parent, "store": str(folder)}
+        words = f"qipan: joined as the standby of {place}; run it with: qipan board standby --store {folder}"
+        tell(told, json_, words)
+        return
     told = {"place": place, "parent": wallet.kept.parent, "store": str(folder)}
     tell(told, json_, f"qipan: joined as {place}; serve it with: qipan board serve --store {folder}")
 
@@ -174,6 +195,55 @@ def members(store: StoreDir = None, json_: Json = False) -> None:
         print(f"{row['board']:30} {row['provider'] or '-':16} {row['state']}")
 
 
+@grid.command()
+def status(store: StoreDir = None, json_: Json = False) -> None:
+    """Who leads, who follows, and what this process of the grid knows of the others."""
+    from qipan.succession import STATUS
+
+    folder = folder_of(store)
+    path = folder / STATUS
+    if not path.exists():
+        raise NotFound(
+            f"{folder} has no status yet: serve it first (`qipan board serve`, `qipan board standby`)"
+        )
+    told = json.loads(path.read_text())
+    pid = folder / "pid"
+    told["runs"] = pid.exists() and Path(f"/proc/{pid.read_text().strip()}").exists()
+    if json_:
+        print(json.dumps(told, ensure_ascii=False))
+        return
+    print("\n".join(status_lines(told)))
+
+
+def status_lines(told: dict[str, Any]) -> list[str]:
+    runs = "" if told["runs"] else "; its process does not run, this is what it knew last"
+    if told["role"] == "standby":
+        claims = f", claims reign {told['reign']} ({len(told['granted'])} granted)" if told["reign"] else ""
+        link = "follows" if told["connected"] else "has lost"
+        return [
+            f"standby of {told['board']}: {link} {told['of']}, {told['changes']} changes{claims}{runs}",
+            f"boards below: {', '.join(told['voters']) or 'none'}; without their parent: {', '.join(told['without']) or 'none'}",
+        ]
+    leads = "leads" if told["leads"] else "does NOT lead: too few boards below follow it"
+    lines = [f"board {told['board']}: {leads}, reign {told['reign']}{runs}"]
+    if parent := told.get("parent"):
+        link = "connected" if parent["connected"] else "NOT connected"
+        lines.append(
+            f"parent  {parent['url']}, {link}, reign {parent['reign']}, standbys: {', '.join(parent['standbys']) or 'none'}"
+        )
+    if standby := told.get("standby"):
+        how = (
+            "has all"
+            if standby["keeps_up"] and not standby["behind"]
+            else f"{standby['behind']} changes behind"
+        )
+        lines.append(f"standby {standby['url']}, {how if standby['connected'] else 'NOT connected'}")
+    lines += [
+        f"below   {name}, {'connected' if up else 'NOT connected'}" for name, up in told["children"].items()
+    ]
+    return lines
+
+
 @board.callback(invoke_without_command=True)
 def show(context: typer.Context, json_: Json = False, store: StoreDir = None) -> None:
     """The tree of boards with its pools."""
@@ -210,24 +280,74 @@ def serve(
     from qipan.identity import Wallet
 
     folder = folder_of(store)
+    if (folder / "standby").exists() and not (folder / "identity").exists():
+        raise InvalidInput(f"{folder} is a standby; run it with: qipan board standby --store {folder}")
     wallet = Wallet(folder / "identity", time.time)
     if name and name != wallet.place[-1]:
         raise InvalidInput(f"{folder} is the board {wallet.place[-1]}, not {name}")
-    running = Running(own_site(wallet.place[-1], site, probe, json_), folder, database, None, GridHost)
-    host = running.host
-    assert isinstance(host, GridHost)
-    port = 0
-    if (folder / "identity" / "authority.key").exists():
-        port = listen_at(host, folder, listen)
-    host.dial(parent)
-    running.start()
-    place = "/".join(wallet.place)
-    told = {"event": "serving", "board": place, "store": str(folder), "port": port or None}
-    below = f", boards below connect to port {port}" if port else ""
-    tell(told, json_, f"qipan: board {place} is served from {folder}{below}")
+    ended = on_signals()
+    serve_until(ended, Running(own_site_of(folder, wallet, site, probe, json_), folder, database, None, GridHost), parent, listen, json_)  # fmt: skip
+
+
+@board.command()
+def standby(
+    of: Annotated[str, typer.Option(help="The address of the board (default: as in the token).")] = "",
+    listen: Annotated[str, typer.Option(help="HOST:PORT (default: the port of its own address).")] = "",
+    store: StoreDir = None,
+    json_: Json = False,
+) -> None:
+    """Follow a board from another host, and lead in its place when most boards below have lost it."""
+    from qipan.cli.run import Running
+    from qipan.grid import GridHost
+    from qipan.identity import Wallet
+    from qipan.standby import Standby
+
+    folder, ended = folder_of(store), on_signals()
+    if (folder / "identity").exists():
+        wallet = Wallet(folder / "identity", time.time)
+        site = own_site_of(folder, wallet, None, False, json_)
+    else:
+        if not (folder / "standby").exists():
+            raise InvalidInput(
+                f"{folder} is no standby; ask the board for one: qipan grid invite BOARD --standby, then join"
+            )
+        (folder / "pid").write_text(str(os.getpid()))
+        follows = Standby(folder, of)
+        port = listen_at(follows, folder / "standby", listen)
+        follows.dial()
+        told = {
+            "event": "following",
+            "board": "/".join(follows.wallet.place),
+            "store": str(folder),
+            "port": port,
+        }
+        tell(told, json_, f"qipan: standby of {told['board']} follows, from {folder}; port {port}")
+        turn = follows.run(ended)
+        follows.close()
+        if not turn:
+            raise typer.Exit(130)
+        site = follows.crown()
+    serve_until(ended, Running(site, folder, None, None, GridHost), "", listen, json_)
+
+
+def on_signals() -> threading.Event:
     ended = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda _number, _frame: ended.set())
+    return ended
+
+
+def serve_until(ended: threading.Event, running: Any, parent: str, listen: str, json_: bool) -> None:
+    host, folder = running.host, running.folder
+    port = 0
+    if (folder / "identity" / "authority.key").exists():
+        port = listen_at(host, folder / "identity", listen)
+    host.dial(parent)
+    running.start()
+    place = "/".join(host.wallet.place)
+    told = {"event": "serving", "board": place, "store": str(folder), "port": port or None}
+    below = f", boards below connect to port {port}" if port else ""
+    tell(told, json_, f"qipan: board {place} is served from {folder}{below}")
     ended.wait()
     running.end(park=False)
     print("qipan: stopped; what runs goes on under its supervisors", file=sys.stderr, flush=True)
@@ -237,7 +357,7 @@ def serve(
 def listen_at(host: Any, folder: Path, listen: str) -> int:
     from qipan.channel.network import address_of
 
-    at = folder / "identity" / "url"
+    at = folder / "url"
     if listen:
         address, _, port = listen.rpartition(":")
         if not port.isdigit():
@@ -246,6 +366,18 @@ def listen_at(host: Any, folder: Path, listen: str) -> int:
     if not at.exists():
         return 0
     return int(host.listen("0.0.0.0", address_of(at.read_text())[1]))
+
+
+def own_site_of(folder: Path, wallet: Any, path: Path | None, probe: bool, quiet: bool) -> "Site":
+    """A board that was taken over has the site that it had, unless a file is named."""
+    kept = folder / "site.json"
+    if path is None and kept.exists():
+        import msgspec
+
+        from qipan.workload.site import Site
+
+        return msgspec.json.decode(kept.read_bytes(), type=Site)
+    return own_site(wallet.place[-1], path, probe, quiet)
 
 
 def own_site(name: str, path: Path | None, probe: bool, quiet: bool) -> "Site":

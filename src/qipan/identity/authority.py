@@ -29,6 +29,11 @@ class Authority:
     key: ec.EllipticCurvePrivateKey
     chain: tuple[x509.Certificate, ...]
 
+    @property
+    def above(self) -> tuple[x509.Certificate, ...]:
+        """What a certificate needs beside it to be traced to the root."""
+        return () if self.chain[0].issuer == self.chain[0].subject else self.chain
+
     @classmethod
     def root(cls, name: str, now_s: float) -> "Authority":
         key = ec.generate_private_key(ec.SECP256R1())

@@ -7,10 +7,13 @@ identity/root.pem            the grid's root, pinned when it joined
 """
 
 import os
+import shutil
 import ssl
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 from cryptography import x509
@@ -34,16 +37,22 @@ class Member(msgspec.Struct, frozen=True):
     serial: str = ""
     retired: tuple[str, ...] = ()
     revoked: bool = False
+    url: str = ""  # of a standby that has followed: where boards below reach it
 
 
 class Members(msgspec.Struct, frozen=True):
-    """`place`: this board's; `parent` "" at the top."""
+    """`place`: this board's; `parent` "" at the top.  `reign`: how often a standby took this board over; `parent_reign`: the
+    latest one of its parent that it followed; `standbys`: where the parent's standbys are; `lead_s`: see `leading`."""
 
     place: tuple[str, ...]
     parent: str = ""
     provider: str = ""
     invites: tuple[Invite, ...] = ()
     members: tuple[Member, ...] = ()
+    reign: int = 0
+    parent_reign: int = 0
+    standbys: tuple[str, ...] = ()
+    lead_s: float = 15.0
 
 
 class Wallet:
@@ -52,6 +61,7 @@ class Wallet:
     def __init__(self, folder: Path, now_s: Callable[[], float]) -> None:
         self.folder = folder
         self._now_s = now_s
+        self._lock = threading.RLock()
         self._served: tuple[int, ssl.SSLContext] | None = None
         self._read_ns = 0
         self._fresh: dict[tuple[tuple[str, ...], str], Member] = {}
@@ -130,88 +140,101 @@ class Wallet:
         life_s: float = INVITE_S,
     ) -> Token:
         """A token for one board at one place, for one use.  An unused earlier one for the same place ends."""
-        place = (*self.place, name) if role == "board" else self.place
-        self.authority()
-        root = x509.load_pem_x509_certificate((self.folder / "root.pem").read_bytes())
-        secret = new_secret()
-        token = Token(
-            url, root.public_bytes(serialization.Encoding.DER), place, provider, secret, role, may_invite
-        )
-        invite = Invite(digest_of(secret), place, provider, self._now_s() + life_s, role, may_invite)
-        kept = tuple(
-            other
-            for other in self.kept.invites
-            if other.used_s is not None or other.place != place or other.role != role
-        )
-        self._keep(msgspec.structs.replace(self.kept, invites=(*kept, invite)))
-        return token
+        with self._lock:
+            place = (*self.place, name) if role == "board" else self.place
+            self.authority()
+            root = x509.load_pem_x509_certificate((self.folder / "root.pem").read_bytes())
+            secret = new_secret()
+            token = Token(
+                url, root.public_bytes(serialization.Encoding.DER), place, provider, secret, role, may_invite
+            )
+            invite = Invite(digest_of(secret), place, provider, self._now_s() + life_s, role, may_invite)
+            kept = tuple(
+                other
+                for other in self.kept.invites
+                if other.used_s is not None or other.place != place or other.role != role
+            )
+            self._keep(msgspec.structs.replace(self.kept, invites=(*kept, invite)))
+            return token
 
     def admit(
         self, secret: str, place: tuple[str, ...], provider: str, request: bytes, authority_request: bytes
     ) -> tuple[bytes, bytes]:
         """What a joining board gets: its certificate with those above it, and its authority's.  Raises Unknown."""
-        self._reload()
-        invite = next((known for known in self.kept.invites if known.digest == digest_of(secret)), None)
-        if invite is None:
-            raise Unknown("the join token is not known here; ask for a new one")
-        if invite.used_s is not None:
-            raise Unknown(f"the join token for {'/'.join(invite.place)} was used before; ask for a new one")
-        if self._now_s() >= invite.until_s:
-            raise Unknown(f"the join token for {'/'.join(invite.place)} has expired; ask for a new one")
-        if place != invite.place:
-            raise Unknown(f"the join token is for {'/'.join(invite.place)}, not for {'/'.join(place)[:200]}")
-        if provider != invite.provider:
-            raise Unknown(f"the join token is for provider {invite.provider}, not for {provider[:80]}")
-        if authority_request and not invite.may_invite:
-            raise Unknown(
-                "the invite gives no authority over boards below; ask for one made with --may-invite"
+        with self._lock:
+            self._reload()
+            invite = next((known for known in self.kept.invites if known.digest == digest_of(secret)), None)
+            if invite is None:
+                raise Unknown("the join token is not known here; ask for a new one")
+            if invite.used_s is not None:
+                raise Unknown(
+                    f"the join token for {'/'.join(invite.place)} was used before; ask for a new one"
+                )
+            if self._now_s() >= invite.until_s:
+                raise Unknown(f"the join token for {'/'.join(invite.place)} has expired; ask for a new one")
+            if place != invite.place:
+                raise Unknown(
+                    f"the join token is for {'/'.join(invite.place)}, not for {'/'.join(place)[:200]}"
+                )
+            if provider != invite.provider:
+                raise Unknown(f"the join token is for provider {invite.provider}, not for {provider[:80]}")
+            if authority_request and not invite.may_invite:
+                raise Unknown(
+                    "the invite gives no authority over boards below; ask for one made with --may-invite"
+                )
+            signer = self.authority()
+            cert = signer.board(request, place, self._now_s(), role=invite.role)
+            above = signer.above
+            own = b""
+            if invite.may_invite:
+                own = _pem((signer.below(authority_request, place, self._now_s()), *above))
+            used = tuple(
+                replace(known, used_s=self._now_s()) if known is invite else known
+                for known in self.kept.invites
             )
-        signer = self.authority()
-        cert = signer.board(request, place, self._now_s(), role=invite.role)
-        above = signer.chain if len(self.place) > 1 else ()
-        own = b""
-        if invite.may_invite:
-            own = _pem((signer.below(authority_request, place, self._now_s()), *above))
-        used = tuple(
-            replace(known, used_s=self._now_s()) if known is invite else known for known in self.kept.invites
-        )
-        member = Member(place, provider, invite.role)
-        others = tuple(
-            known for known in self.kept.members if (known.place, known.role) != (place, invite.role)
-        )
-        self._keep(msgspec.structs.replace(self.kept, invites=used, members=(*others, member)))
-        return _pem((cert, *above)), own
+            member = Member(place, provider, invite.role)
+            others = tuple(
+                known for known in self.kept.members if (known.place, known.role) != (place, invite.role)
+            )
+            self._keep(msgspec.structs.replace(self.kept, invites=used, members=(*others, member)))
+            return _pem((cert, *above)), own
 
     def check_member(self, peer: Peer) -> Member:
         """The member that a verified peer is.  Its newest certificate retires those before.  Raises Unknown."""
-        self._reload()
-        member = next(
-            (known for known in self.kept.members if (known.place, known.role) == (peer.place, peer.role)),
-            None,
-        )
-        serial = f"{peer.serial:x}"
-        member = self._seen(member) if member is not None else None
-        if peer.place[:-1] != self.place and not (peer.role == "standby" and peer.place == self.place):
-            raise Unknown(f"{'/'.join(peer.place)} is not a board right below {'/'.join(self.place)}")
-        if member is None:
-            raise Unknown(f"{'/'.join(peer.place)} is no member here; it never joined, or it left")
-        if member.revoked:
-            raise Unknown(f"{'/'.join(peer.place)} was taken out of the grid")
-        if serial in member.retired:
-            raise Unknown(f"{'/'.join(peer.place)} showed a certificate that a newer one had replaced")
-        if serial != member.serial:
-            retired = (*member.retired, member.serial)[-20:] if member.serial else member.retired
-            member = msgspec.structs.replace(member, serial=serial, retired=retired)
-            self._fresh[member.place, member.role] = member
-        return member
+        with self._lock:
+            self._reload()
+            member = next(
+                (
+                    known
+                    for known in self.kept.members
+                    if (known.place, known.role) == (peer.place, peer.role)
+                ),
+                None,
+            )
+            serial = f"{peer.serial:x}"
+            member = self._seen(member) if member is not None else None
+            if peer.place[:-1] != self.place and not (peer.role == "standby" and peer.place == self.place):
+                raise Unknown(f"{'/'.join(peer.place)} is not a board right below {'/'.join(self.place)}")
+            if member is None:
+                raise Unknown(f"{'/'.join(peer.place)} is no member here; it never joined, or it left")
+            if member.revoked:
+                raise Unknown(f"{'/'.join(peer.place)} was taken out of the grid")
+            if serial in member.retired:
+                raise Unknown(f"{'/'.join(peer.place)} showed a certificate that a newer one had replaced")
+            if serial != member.serial:
+                retired = (*member.retired, member.serial)[-20:] if member.serial else member.retired
+                member = msgspec.structs.replace(member, serial=serial, retired=retired)
+                self._fresh[member.place, member.role] = member
+            return member
 
     def flush(self) -> None:
         """Write down whose newest certificates were seen: once for many, when a thousand boards come at one time."""
-        if self._fresh:
-            self._reload()
-            members = tuple(self._seen(known) for known in self.kept.members)
-            self._fresh.clear()
-            self._keep(msgspec.structs.replace(self.kept, members=members))
+        with self._lock:
+            if self._fresh:
+                self._reload()
+                members = tuple(self._seen(known) for known in self.kept.members)
+                self._fresh.clear()
+                self._keep(msgspec.structs.replace(self.kept, members=members))
 
     def _seen(self, member: Member) -> Member:
         """With what was seen since the file was written."""
@@ -222,18 +245,19 @@ class Wallet:
 
     def revoke(self, name: str) -> None:
         """Raises NotFound."""
-        self._reload()
-        member = next((known for known in self.kept.members if known.place[-1] == name), None)
-        if member is None:
-            known = ", ".join(member.place[-1] for member in self.kept.members) or "none"
-            raise NotFound(f"no member {name[:60]!r}; there are: {known}")
-        self._keep_member(msgspec.structs.replace(member, revoked=True))
+        with self._lock:
+            self._reload()
+            member = next((known for known in self.kept.members if known.place[-1] == name), None)
+            if member is None:
+                known = ", ".join(member.place[-1] for member in self.kept.members) or "none"
+                raise NotFound(f"no member {name[:60]!r}; there are: {known}")
+            self._keep_member(msgspec.structs.replace(member, revoked=True))
 
     def renewed(self, peer: Peer, request: bytes) -> bytes:
         """A new certificate for a member; the one it has is good until the new one is seen."""
         signer = self.authority()
         cert = signer.board(request, peer.place, self._now_s(), role=peer.role)
-        return _pem((cert, *(signer.chain if len(self.place) > 1 else ())))
+        return _pem((cert, *signer.above))
 
     # ---- own certificate -----------------------------------------------------------------------------------------------
 
@@ -262,7 +286,50 @@ class Wallet:
     def renew_own(self) -> None:
         """The top board signs for itself."""
         request = self.request()
-        self.take(_pem((self.authority().board(request, self.place, self._now_s()),)))
+        signer = self.authority()
+        self.take(_pem((signer.board(request, self.place, self._now_s()), *signer.above)))
+
+    def follow(self, **changed: Any) -> None:
+        """Note whom this board follows: `parent`, `parent_reign`, `standbys`, `lead_s`; or its own `reign`."""
+        with self._lock:
+            self._reload()
+            kept = msgspec.structs.replace(self.kept, **changed)
+            if kept != self.kept:
+                self._keep(kept)
+
+    def standby_follows(self, url: str) -> None:
+        """From now on it may claim this board."""
+        with self._lock:
+            self._reload()
+            for member in self.kept.members:
+                if member.role == "standby" and member.url != url:
+                    self._keep_member(msgspec.structs.replace(member, url=url))
+
+    def voters(self) -> tuple[str, ...]:
+        """The boards right below that are members."""
+        self._reload()
+        return tuple(sorted(m.place[-1] for m in self.kept.members if m.role == "board" and not m.revoked))
+
+    def standby_urls(self) -> tuple[str, ...]:
+        return tuple(m.url for m in self.kept.members if m.role == "standby" and not m.revoked and m.url)
+
+    def crown(self, folder: Path, kept: Members) -> None:
+        """Of a standby: make the identity of the board itself in `folder`, signed by the standby's own authority."""
+        signer, key = self.authority(), ec.generate_private_key(ec.SECP256R1())
+        cert = signer.board(make_request(key, self.place), self.place, self._now_s())
+        part = folder.with_name(folder.name + ".part")
+        shutil.rmtree(part, ignore_errors=True)
+        part.mkdir(mode=0o700)
+        for name in ("root.pem", "authority.key", "authority.pem"):
+            _write(part / name, (self.folder / name).read_bytes())
+        _write_key(part / "board.key", key)
+        _write(part / "board.pem", _pem((cert, *signer.above)))
+        members = tuple(
+            msgspec.structs.replace(member, revoked=True) if member.role == "standby" else member
+            for member in kept.members
+        )
+        _write(part / "members.json", msgspec.json.encode(msgspec.structs.replace(kept, members=members)))
+        part.rename(folder)
 
     # ---- TLS -----------------------------------------------------------------------------------------------------------
 

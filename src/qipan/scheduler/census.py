@@ -16,11 +16,13 @@ from qipan.scheduler.transitions import after_stop, end, order_stop, release_str
 
 #: so many ended tasks are named in a census, the newest
 OVER_MAX = 10_000
+#: every term of a later reign is above those of an earlier one, however often that one started again
+TERMS_OF_A_REIGN = 1_000_000
 
 
 def board_started(state: State, fact: BoardStarted, draft: Draft) -> None:
     lease_s = draft.moment.lease_s
-    state.term += 1
+    state.term = max(state.term, fact.reign * TERMS_OF_A_REIGN) + 1
     state.quarantine_until_s = lease_s + state.settings.lease_s + state.settings.margin_s
     state.uncounted.clear()
     for engine in fact.engines:

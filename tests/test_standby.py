@@ -1,0 +1,189 @@
+"""A second process takes over a board whose host is lost: real processes over real links, the old board killed and its folder gone."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from qipan.client import Client, Task
+from qipan.errors import QipanError, Unreachable
+from qipan.leading import Claim, Follow, Lead, most
+from test_grid import free_port, until
+
+LEASE_S = 20
+LIGHT = Path(__file__).parent / "grid" / "light.py"
+
+
+def test_most_is_more_than_half():
+    assert most(["a"], ["a"])
+    assert not most(["a", "b"], ["a"])
+    assert most(["a", "b", "c"], ["a", "c", "other"])
+    assert not most([], [])
+
+
+def test_a_leader_counts_from_its_stamp_and_a_child_from_the_answer_so_two_never_lead():
+    lead, child, claim = (
+        Lead(10.0, shipped=frozenset("a")),
+        Follow(0, heard_s=503.0, lead_s=10.0),
+        Claim(10.0),
+    )
+    lead.came_back("a", 3.0)  # stamped at 3 of its clock, answered at 503 of the child's
+    assert lead.leads("a", 12.9)
+    assert not lead.leads("a", 13.0)
+    assert not child.takes(1, False, 513.0)
+    assert child.takes(1, False, 514.0)
+    claim.told("a", child.silent_s(514.0), 0, 77.0)
+    assert claim.may_claim("a", 78.0)
+    assert not claim.may_claim("a", 90.0), "an old report counts no more"
+
+
+def test_a_board_without_voters_that_the_standby_counts_needs_nobody():
+    assert Lead(10.0).leads(["a", "b"], 1.0)
+    assert not Lead(10.0, shipped=frozenset("ab")).leads(["a", "b"], 1.0)
+
+
+class Grid:
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.log = folder, folder / "lives"
+        self.log.touch()
+        self.processes: dict[str, subprocess.Popen] = {}
+        self.port = {name: free_port() for name in ("cn", "second")}
+        for name, pools in (("cn", "[]"), ("dc1", "[{chip: sim/a, devices: 4, tariff: 1 CNY}]"), ("dc2", "[{chip: sim/a, devices: 4, tariff: 1 CNY}]")):  # fmt: skip
+            tenants = "[{name: poets, balance: 1000 CNY}]" if name == "cn" else "[]"
+            (folder / f"{name}.yaml").write_text(
+                f"site:\n  lease: {LEASE_S}s\n  board: {{name: {name}, region: cn-{name}, pools: {pools}}}\n  tenants: {tenants}\n"
+            )
+
+    def qipan(self, *arguments: str) -> str:
+        done = subprocess.run(
+            self.command(*arguments), env=self.env(), cwd=self.folder, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout.strip()
+
+    def command(self, *arguments: str) -> list[str]:
+        return [sys.executable, "-m", "qipan.cli", *arguments]
+
+    def env(self) -> dict[str, str]:
+        return {**os.environ, "PYTHONPATH": str(Path("src").absolute())}
+
+    def start(self, name: str, *arguments: str) -> None:
+        path = self.folder / f"{name}.log"
+        with path.open("a") as log:
+            begin = log.tell()
+            self.processes[name] = subprocess.Popen(
+                self.command(*arguments), env=self.env(), cwd=self.folder, stdout=log, stderr=log
+            )
+        until(lambda: "qipan: " in path.read_text()[begin:], 60, name)
+
+    def serve(self, name: str) -> None:
+        site = self.folder / f"{name}.yaml"
+        self.start(name, "board", "serve", "--store", name, "--site", str(site), "--no-probe")
+
+    def invited(self, name: str, by: str, *more: str, store: str = "", url: tuple[str, ...] = ()) -> None:
+        token = self.qipan("grid", "invite", name, "--store", by, *more)
+        self.qipan("grid", "join", token, "--store", store or name, *url)
+
+    def light(self, name: str, at: str, site: str, ticks: int) -> str:
+        text = (
+            f"kind: train\nname: {name}\ntenant: poets\nrun: exec {sys.executable} -S {LIGHT}\ndevices: 1\n"
+            f"limits: {{time: {ticks // 2 + 3}s, max_cost: 1 CNY, regions: [{site}]}}\n"
+            f'env: {{LIGHT_LOG: "{self.log}", LIGHT_TICKS: "{ticks}"}}\n'
+        )
+        return (
+            Client(self.folder / at).submit(Task(text, "task.yaml", str(self.folder)), f"key-{name}").task_id
+        )
+
+    def state(self, task_id: str, at: str) -> str:
+        try:
+            return Client(self.folder / at).call("GET", f"/tasks/{task_id}")["state"]
+        except QipanError:
+            return ""
+
+    def status(self, name: str) -> dict:
+        return json.loads(self.qipan("grid", "status", "--json", "--store", name))
+
+    def begun(self, task_id: str) -> int:
+        return self.log.read_text().count(f"begin {task_id} ")
+
+    def logs(self) -> str:
+        return "\n".join(f"--- {path.name}\n{path.read_text()[-3000:]}" for path in self.folder.glob("*.log"))
+
+    def close(self) -> None:
+        for process in self.processes.values():
+            process.send_signal(signal.SIGCONT)
+            process.kill()
+            process.wait()
+
+
+@pytest.fixture
+def grid(tmp_path):
+    made = Grid(tmp_path)
+    yield made
+    made.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_standby_leads_when_the_boards_host_is_lost(grid):
+    grid.qipan(
+        "grid", "init", "--name", "cn", "--url", f"grid://127.0.0.1:{grid.port['cn']}", "--store", "cn"
+    )
+    grid.serve("cn")
+    for name in ("dc1", "dc2"):
+        grid.invited(name, "cn")
+        grid.serve(name)
+    second = ("--url", f"grid://127.0.0.1:{grid.port['second']}")
+    grid.invited("cn", "cn", "--standby", store="second", url=second)
+    grid.start("second", "board", "standby", "--store", "second")
+    until(lambda: grid.status("cn").get("standby", {}).get("keeps_up"), 60, grid.logs)
+    until(
+        lambda: grid.status("dc1")["parent"]["standbys"] and grid.status("dc2")["parent"]["standbys"],
+        60,
+        grid.logs,
+    )
+    until(lambda: grid.status("cn")["leads"], 60, grid.logs)
+
+    early = grid.light("early", "cn", "cn-dc2", 1)
+    until(lambda: grid.state(early, "cn") == "done", 60, grid.logs)
+    long = grid.light("long", "cn", "cn-dc1", 3 * LEASE_S)
+    until(lambda: grid.begun(long) == 1, 60, grid.logs)
+    balance = Client(grid.folder / "cn").call("GET", "/ledger")
+    shutil.copytree(grid.folder / "cn", grid.folder / "old", ignore=shutil.ignore_patterns("api.sock", "pid"))
+    grid.processes.pop("cn").kill()
+    lost_s = time.monotonic()
+    shutil.rmtree(grid.folder / "cn")
+
+    until(lambda: "is served" in (grid.folder / "second.log").read_text(), 60, grid.logs)
+    led_s = time.monotonic() - lost_s
+    assert led_s < LEASE_S, "it leads inside the lease time"
+    after = grid.light("after", "second", "cn-dc1", 1)
+    until(lambda: grid.begun(after) == 1, 60, grid.logs)
+    print(f"the standby led after {led_s:.1f} s, a new task began after {time.monotonic() - lost_s:.1f} s")
+    assert grid.state(early, "second") == "done"
+    assert (
+        Client(grid.folder / "second").call("GET", "/ledger")["sum_micro_cny"]
+        == balance["sum_micro_cny"]
+        == 0
+    )
+    assert grid.status("second")["reign"] == 1
+
+    # The old board comes back from its folder: it does not lead, and takes nothing.
+    shutil.copy(grid.folder / "cn.yaml", grid.folder / "old.yaml")
+    grid.serve("old")
+    assert not grid.status("old")["leads"]
+    with pytest.raises(Unreachable, match="does not lead"):
+        grid.light("lost", "old", "cn-dc1", 1)
+    until(lambda: grid.state(long, "second") == "done", 120, grid.logs)
+    assert grid.begun(long) == 1, "the running task was not touched"
+    assert not grid.status("old")["leads"]
+    fences = [line.split()[3] for line in grid.log.read_text().splitlines() if line.startswith("begin after")]
+    assert int(fences[0].split(".")[0]) > 1_000_000, (
+        "what the new leader starts stands above all of the old one's"
+    )
