@@ -140,11 +140,13 @@ class Cut:
     def __init__(self, storage, after):
         self.storage_id, self._storage, self.left = "cut", storage, after
 
-    def chunk(self, chunk):
+    def pieces(self, chunk):
         self.left -= 1
+        pieces = self._storage.pieces(chunk)
         if self.left < 0:
-            raise Unreachable("cut")
-        return self._storage.chunk(chunk)
+            yield next(pieces)
+            raise Unreachable("cut in the middle of a chunk")
+        yield from pieces
 
 
 def test_a_cut_copy_goes_on_and_nothing_verified_is_sent_again(tmp_path, there):

@@ -50,13 +50,15 @@ def get(
     json_: Json = False,
 ) -> None:
     """FOLDER becomes what the storage at URL keeps as NAME.  Cut off, it goes on where it was when it is called again."""
+    import time
+
     from qipan.cli.app import out
     from qipan.quantities import format_bytes, parse_bytes_per_s
     from qipan.staging import CHUNK_BYTES
     from qipan.transfer import Progress, fetch
     from qipan.transfer.fetch import Pace
 
-    storage, progress = _opened(url, option), Progress()
+    storage, progress, began_s = _opened(url, option), Progress(), time.monotonic()
     manifest = storage.manifest(name)
     if manifest is None:
         raise NotFound(f"{url} keeps nothing named {name!r}; `qipan storage ls` tells what it keeps")
@@ -68,10 +70,12 @@ def get(
             f"{error}; {format_bytes(progress.sent_bytes)} came and stay, call again to go on"
         ) from None
     if json_:
-        out({"name": name, "sent_bytes": progress.sent_bytes, "here_bytes": progress.here_bytes})
+        took_s = time.monotonic() - began_s
+        sent, here = progress.sent_bytes, progress.here_bytes
+        out({"name": name, "sent_bytes": sent, "here_bytes": here, "seconds": took_s})
     else:
-        sent, here = format_bytes(progress.sent_bytes), format_bytes(progress.here_bytes)
-        print(f"{folder}: {sent} came and were verified, {here} were here")
+        came, were = format_bytes(progress.sent_bytes), format_bytes(progress.here_bytes)
+        print(f"{folder}: {came} came and were verified, {were} were here")
 
 
 @app.command()

@@ -90,23 +90,26 @@ def _getting(
             raise QipanError("the copy was given up; ask again and it goes on")
         if pace is not None:
             pace.wait(one.length)
-        body = source.chunk(one.chunk)
-        if len(body) != one.length or blake3(body).hexdigest() != one.chunk:
+        hashed, at = blake3(), 0
+        for piece in source.pieces(one.chunk):
+            hashed.update(piece)
+            _place(files, one, piece[: one.length - at], at)
+            at += len(piece)
+        if at != one.length or hashed.hexdigest() != one.chunk:
             raise QipanError(
                 f"storage {source.storage_id}: the chunk {one.chunk[:12]} came with other bytes; write the data there anew"
             )
-        _place(files, one, body)
         with counting:
-            progress.sent_bytes += len(body)
+            progress.sent_bytes += at
 
     return get
 
 
-def _place(files: dict[str, int], one: Work[tuple[Path, int]], body: memoryview) -> None:
+def _place(files: dict[str, int], one: Work[tuple[Path, int]], body: memoryview, first: int = 0) -> None:
     for place in one.to:
         at = 0
         while at < len(body):
-            at += os.pwrite(files[place.path], body[at:], place.offset + at)
+            at += os.pwrite(files[place.path], body[at:], place.offset + first + at)
 
 
 def _shape(incoming: Path, manifest: Manifest) -> None:
