@@ -6,6 +6,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -91,6 +92,7 @@ class SlurmCluster:
         accounting: bool = False,
     ) -> None:
         self.accounting = accounting
+        self.sql_data: Path | None = None
         self.folder, self.name, self.nodes, self.devices, self.port = folder, name, nodes, devices, port
         self.conf = folder / "slurm.conf"
         self.processes: dict[str, subprocess.Popen[bytes]] = {}
@@ -139,12 +141,12 @@ class SlurmCluster:
 
     def _start_accounting(self) -> None:
         """A private MariaDB, and slurmdbd over it."""
-        data, sql = self.folder / "mariadb", self.port + 60
-        data.mkdir()
+        data, sql = (
+            Path(tempfile.mkdtemp(prefix="qipan-sql-")),
+            self.port + 60,
+        )  # test folders are for root only
+        self.sql_data = data
         shutil.chown(data, "mysql", "mysql")
-        for above in data.parents:  # the test's folders are for their owner only
-            if str(above).startswith("/tmp/") and above.owner() == "root":
-                above.chmod(above.stat().st_mode | 0o011)
         install = [
             "mariadb-install-db",
             "--no-defaults",
@@ -234,6 +236,8 @@ class SlurmCluster:
                 process.kill()
                 process.wait()
         shutil.rmtree(self.folder / "dev", ignore_errors=True)
+        if self.sql_data is not None:
+            shutil.rmtree(self.sql_data)
 
     def _until(self, done, limit_s: float, what: str) -> None:
         end_s = time.monotonic() + limit_s
