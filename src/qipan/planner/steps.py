@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import accumulate, pairwise
 
 from qipan.hardware import Pool, Probe
 from qipan.planner.learn import Seen, factors, observe, prior
@@ -25,7 +26,7 @@ START = Probe(
     1e11, 0.0, 2e8, 1e-3, 0.0, 0.0, launch_s=1.2e-3, product_flops_per_s=1.6e11, pass_bytes_per_s=2.7e9,
     weight_s=5e-9, dispatch_s=12e-3,
 )  # fmt: skip
-APART, WIRE = 1.5, 4.0
+APART, WIRE = 1.4, 4.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +60,10 @@ def strategy_of(
     """Rows by largest remainder; equal devices get equal rows but for the remainder; layers evenly."""
     share, more = divmod(rows, layout.dp)
     rows_per_dp = tuple(share + (i < more) for i in range(layout.dp))
-    edges = [round(model.layers * stage / layout.pp) for stage in range(layout.pp + 1)]
+    edges = (0, *accumulate(_stages(model, layout.pp)))
     stages = tuple(
-        Stage(chip_class, ((edges[i], edges[i + 1]),), tp=layout.tp, dp=layout.dp, rows_per_dp=rows_per_dp)
-        for i in range(layout.pp)
+        Stage(chip_class, (edge,), tp=layout.tp, dp=layout.dp, rows_per_dp=rows_per_dp)
+        for edge in pairwise(edges)
     )
     schedule = "1f1b" if layout.pp > 1 else "none"
     one = SiteStrategy(
@@ -77,31 +78,51 @@ def step_s(layout: Layout, model: Model, probe: Probe, rows: int, seq: int) -> f
 
 def parts_s(layout: Layout, model: Model, probe: Probe, rows: int, seq: int) -> dict[str, float]:
     """Where the seconds of a step go, on the rank with most rows: matrix products, elementwise passes, launches, the optimiser,
-    collectives by the alpha-beta model (Hockney 1994), rings of 2 (n-1)/n.  A pipeline passes m micro-batches through p stages
-    in m + p - 1 turns of its fullest stage; the p - 1 are the bubble (Narayanan et al. 2021, section 2.1)."""
+    collectives by the alpha-beta model (Hockney 1994), rings of 2 (n-1)/n.  A pipeline passes its
+    micro-batches one by one through its fullest stage; one turn of each other stage is the bubble (Narayanan et al. 2021, section 2.1)."""
     tokens = -(-rows // layout.dp) * seq
     weights = parameter_count(model) / layout.tp / layout.pp
-    again, layers = AGAIN[layout.recompute], -(-model.layers // layout.pp)
-    head = 6.0 * model.hidden * model.vocab
-    layer = (train_flops_per_token(model, seq) - head) / model.layers * again
-    passes = (PASSES_HIDDEN * model.hidden + PASSES_FFN * model.ffn_hidden) * again
-    split = layout.tp
-    products = (
-        tokens * (layers * layer + head) / split / (probe.product_flops_per_s or probe.train_flops_per_s)
-    )
-    moved = BYTES * tokens * (layers * passes + PASSES_VOCAB * model.vocab) / split
-    memory = moved / probe.pass_bytes_per_s if probe.pass_bytes_per_s else 0.0
-    launches = layers * layout.micro_batches * again * probe.launch_s
+    stages = _stages(model, layout.pp)
+    worked = [
+        _stage_s(layout, model, probe, tokens, seq, count, last=i == layout.pp - 1)
+        for i, count in enumerate(stages)
+    ]
+    fullest = max(range(layout.pp), key=lambda i: (sum(worked[i]), -i))
+    products, memory, launches = worked[fullest]
+    others = sum(map(sum, worked)) - sum(worked[fullest])
+    layers = stages[fullest]
     calls, sent_bytes = _transfers(layout, model, weights, tokens, layers)
-    turn = (products + memory + launches) / layout.micro_batches
     return {
         "compute": products, "memory bandwidth": memory, "launches": launches,
-        "pipeline bubble": (layout.pp - 1) * turn * probe.bubble_share,
+        "pipeline bubble": others / layout.micro_batches * probe.bubble_share,
         "optimiser": weights / (layout.dp if layout.zero == 3 else 1) * probe.weight_s,
         "sharded launches": _dispatches(layout, layers) * probe.dispatch_s,
         "collective calls": calls * probe.collective_latency_s,
         "links inside a node": sent_bytes / probe.collective_bytes_per_s,
     }  # fmt: skip
+
+
+def _stages(model: Model, pp: int) -> list[int]:
+    """Layers of each."""
+    edges = [round(model.layers * stage / pp) for stage in range(pp + 1)]
+    return [after - before for before, after in pairwise(edges)]
+
+
+def _stage_s(
+    layout: Layout, model: Model, probe: Probe, tokens: int, seq: int, layers: int, *, last: bool
+) -> tuple[float, float, float]:
+    """Matrix products, elementwise passes and launches of one stage for all its micro-batches."""
+    again = AGAIN[layout.recompute]
+    head = 6.0 * model.hidden * model.vocab
+    layer = (train_flops_per_token(model, seq) - head) / model.layers * again
+    passes = (PASSES_HIDDEN * model.hidden + PASSES_FFN * model.ffn_hidden) * again
+    flops = tokens * (layers * layer + head * last) / layout.tp
+    moved = BYTES * tokens * (layers * passes + PASSES_VOCAB * model.vocab * last) / layout.tp
+    return (
+        flops / (probe.product_flops_per_s or probe.train_flops_per_s),
+        moved / probe.pass_bytes_per_s if probe.pass_bytes_per_s else 0.0,
+        layers * layout.micro_batches * again * probe.launch_s,
+    )
 
 
 def memory_bytes(layout: Layout, model: Model) -> int:

@@ -36,7 +36,7 @@ def cases(ranks: int) -> list[Case]:
         (WORDS, alike, ranks, SEQ),
     ]  # fmt: skip
     if ranks > 1:
-        found.append((DEEP, Layout(1, ranks, 3), 2 * ranks, SEQ))
+        found += [(DEEP, Layout(1, ranks, 3), 2 * ranks, SEQ), (WORDS, Layout(1, ranks, 3), 2 * ranks, SEQ)]
     if ranks > 1 and ranks % 2 == 0:
         found.append((WIDE, Layout(1, ranks // 2, 0, pp=2, micro_batches=2), 4 * ranks, SEQ))
     return found
@@ -134,7 +134,7 @@ def _collective() -> tuple[float, float]:
     dist.all_reduce(small)
     small_s, large_s = (_median_s(one) for one in (small, large))
     moved = large.numel() * 4 * 2 * (ranks - 1) / ranks
-    return small_s, moved / max(1e-6, large_s - small_s)
+    return small_s, moved / max(large_s / 4, large_s - small_s)
 
 
 def _median_s(tensor: torch.Tensor) -> float:
