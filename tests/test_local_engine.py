@@ -48,12 +48,15 @@ def points() -> tuple[Point, ...]:
 class Bench:
     """One engine over two devices, driven by hand."""
 
-    def __init__(self, folder: Path, share: float = 0.0, quotas: bool | None = None) -> None:
+    def __init__(
+        self, folder: Path, share: float = 0.0, quotas: bool | None = None, pool: tuple[int, int] = (2, 2)
+    ) -> None:
+        """`pool`: devices, and devices of a node."""
         self.sick: dict = {}
         self.quotas = quotas
         self.folder = folder
-        pool = Pool(PoolId("dc/a"), BoardId("dc"), CHIP, 2, 2, 1, cpu_share=share)
-        self.board = BoardSpec(BoardId("dc"), pools=(pool,))
+        made = Pool(PoolId("dc/a"), BoardId("dc"), CHIP, *pool, 1, cpu_share=share)
+        self.board = BoardSpec(BoardId("dc"), pools=(made,))
         self.generation = 0
         self.after = 0
         self.open()

@@ -92,6 +92,7 @@ class Pool:
     failures_per_node_day: float = 0.0
     probe: Probe | None = None
     resource: str = ""
+    devices_per_block: int = 0  # on one fast switch; 0: not known
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,6 +20,7 @@ import msgspec
 from qipan.clock import Clock
 from qipan.curves import Need, Point
 from qipan.engines.launcher import Hold, Launcher, free_port, read_json, write_text
+from qipan.engines.topology import nearest, tiers_of
 from qipan.events import (
     FINAL,
     EngineOffered,
@@ -160,7 +161,7 @@ class LeafEngine:
         now_s = self._clock.lease_s()
         held = Held(
             command.lease_id, command.term, command.generation, command.order, command.needs,
-            tuple(free[: need.devices]), now_s + command.duration_s, command.duration_s,
+            self._near(need, free), now_s + command.duration_s, command.duration_s,
             saved_s=command.order.saved_s, hold=self._hold_name(command.lease_id, command.generation), asked_s=now_s,
         )  # fmt: skip
         if self._stager is None or not command.order.attempt:
@@ -194,7 +195,8 @@ class LeafEngine:
             why = f"cannot grow to {need.devices} devices of {need.chip_class}: {len(free)} are free"
             self._say(LeaseRefused(command.task_id, command.lease_id, self.engine, command.generation, why))
             return
-        devices = (*held.devices, *free[:more]) if more > 0 else held.devices
+        tiers = tiers_of(self._pools[need.chip_class])
+        devices = (*held.devices, *nearest(free, max(0, more), tiers, held.devices))
         self._hold(
             command.task_id, replace(held, generation=command.generation, devices=devices, resize=command)
         )
@@ -283,7 +285,7 @@ class LeafEngine:
         elif came.state == "here" and len(self._free(need.chip_class)) < need.devices:
             self._give_up(task_id, held, "others took the devices while its data came")
         elif came.state == "here":
-            devices = tuple(self._free(need.chip_class)[: need.devices])
+            devices = self._near(need, self._free(need.chip_class))
             self._ask_for(task_id, replace(held, staging=False, devices=devices, asked_s=now_s))
 
     def _look_at_hold(self, task_id: TaskId, held: Held) -> None:
@@ -673,6 +675,9 @@ class LeafEngine:
         usable -= len(sick - used)  # of those in use the tasks are called in
         free = [device for device in range(self._pools[chip_class].devices) if device not in used | sick]
         return free[: max(0, usable - len(used))]
+
+    def _near(self, need: Need, free: list[int]) -> tuple[int, ...]:
+        return nearest(free, need.devices, tiers_of(self._pools[need.chip_class]))
 
     def _leased(self, command: Start | Resize | Stop) -> Held | None:
         if not self._newer(command.task_id, command.term, command.generation):

@@ -191,7 +191,16 @@ def _degrees(value: Value | None) -> float | None:
 
 def _pool(value: Value, board: BoardId) -> Pool:
     fields = value.fields(
-        ("chip", "devices", "per_node", "tariff", "core_share", "failures_per_node_day", "resource")
+        (
+            "chip",
+            "devices",
+            "per_node",
+            "tariff",
+            "core_share",
+            "failures_per_node_day",
+            "resource",
+            "per_block",
+        )
     )
     for needed in ("chip", "devices", "tariff"):
         if needed not in fields:
@@ -203,18 +212,23 @@ def _pool(value: Value, board: BoardId) -> Pool:
     share = _number(fields["core_share"]) if "core_share" in fields else 0.0
     if not 0 <= share <= 1:
         raise fields["core_share"].error(f"{share} is no share of a core; give more than 0, at most 1")
+    per_node = fields["per_node"].whole(1, 10_000) if "per_node" in fields else devices
+    per_block = fields["per_block"].whole(1, 10_000_000) if "per_block" in fields else 0
+    if per_block % per_node:
+        raise fields["per_block"].error(f"{per_block} devices are not whole nodes of {per_node}")
     return Pool(
         PoolId(f"{board}/{chip}"),
         board,
         chip,
         devices,
-        fields["per_node"].whole(1, 10_000) if "per_node" in fields else devices,
+        per_node,
         fields["tariff"].parsed(parse_money_micro_cny),
         cpu_share=share,
         failures_per_node_day=_number(fields["failures_per_node_day"])
         if "failures_per_node_day" in fields
         else 0.0,
         resource=fields["resource"].text() if "resource" in fields else "",
+        devices_per_block=per_block,
     )
 
 
