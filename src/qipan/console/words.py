@@ -32,6 +32,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "gang": ("最大成组", "largest gang"), "asks": ("要价曲线：台数 @ 价", "ask curve: devices @ price"), "tariff_version": ("资费版本", "tariff version"),
     "webhooks": ("通知地址", "webhooks"), "no_webhooks": ("还没有；用 qipan webhook add 添加", "none yet; add one with qipan webhook add"), "address": ("地址", "address"), "facts": ("事实", "facts"),
     "hook.off": ("已停", "off"), "hook.again": ("重试中", "tries again"), "hook.well": ("正常", "well"),
+    "prices_and_market": ("价格与市场", "Prices and market"),
     "auctions": ("时段拍卖", "auctions of slots"), "no_auctions": ("还没有订单；用 qipan market orders 下单", "no orders yet; place one with qipan market orders"),
     "product": ("时段产品", "product"), "gate": ("截止", "gate closes"), "orders": ("订单", "orders"), "buy_price": ("买价", "buyers pay"), "sell_price": ("卖价", "sellers get"),
     "auctions_help": ("截止前密封，出清后公布订单与种子：qipan market book。", "Sealed until the gate closes; then the book and its seed are published: qipan market book."),
