@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from qipan.events import TaskProgress
 from qipan.planner.cluster import FASTER, SLOWER
 from qipan.planner.learn import Belief, Seen, observe, planned
-from qipan.planner.plan import Plan
+from qipan.planner.option import Plan
 
 #: (site, chip class)
 Place = tuple[str, str]
