@@ -219,20 +219,14 @@ def losses(plan: dict[str, Any]) -> None:
     steps = plan["tokens"] // (exact.global_batch_rows * exact.seq)
     while session.step < steps:
         step_of(session, text, steps)
-    say(seed=seed, bytes=plan["bytes"], every=0, loss=text.unseen(session))
+    say(seed=seed, every=0, loss=text.unseen(session))
     for every in plan["every"]:
         outer = msgspec.convert(plan["outer"], type=Strategy)
         assert outer.outer is not None
         found = trained_apart(
             replace(outer, seed=seed, outer=replace(outer.outer, every=every)), text, plan, steps
         )
-        say(
-            seed=seed,
-            bytes=plan["bytes"],
-            every=every,
-            loss=max(found.values()),
-            apart=max(found.values()) - min(found.values()),
-        )
+        say(seed=seed, every=every, loss=max(found.values()), apart=max(found.values()) - min(found.values()))
     os._exit(0)
 
 

@@ -16,7 +16,7 @@ from qipan.strategy import SiteStrategy, Stage, Strategy
 from qipan.trainer.world_board import WorldBoard, WorldOrder
 from qipan.workload import Model, Task, Work
 
-ROWS, SEQ, STEPS = 8, 32, 600
+ROWS, SEQ, STEPS = 8, 32, 300
 
 
 def strategy(rows: tuple[int, ...], *, tp: int = 1) -> Strategy:
@@ -66,7 +66,7 @@ def test_ranks_leave_and_join_while_the_others_train_on(tmp_path):
     first = start(tmp_path / "moved", two, port, RANK="0", WORLD_SIZE="2")
     second = start(tmp_path / "moved", two, port, RANK="1", WORLD_SIZE="2")
     alone = start(tmp_path / "alone", strategy((8,)), 0)
-    until(lambda: events(tmp_path / "moved", "progress"), tmp_path / "moved")
+    until(lambda: events(tmp_path / "moved", "ready"), tmp_path / "moved")
     board.write(WorldOrder(1, strategy((8,)), (0,)))
     until(lambda: len(events(tmp_path / "moved", "reshaped")) == 1, tmp_path / "moved")
     first.send_signal(signal.SIGSTOP)  # a fast machine must not finish while the newcomer does its imports
