@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ import msgspec
 
 from qipan.channel.network import Admitted, Dialer, Network, NetworkCarrier, ask_once
 from qipan.controller import fact_of
+from qipan.difference import BEFORE_S, encode_told, told_by
 from qipan.errors import InvalidInput, NotAllowed, QipanError, Unreachable
 from qipan.events import EngineAttached, EngineLost, TaskExited, TaskProgress, TaskStarted, decode, encode
 from qipan.hardware import BoardId, BoardSpec, Pool
@@ -110,6 +112,8 @@ class GridHost(Host):
         self._looked_s = 0.0
         self._renewing = False
         self._succession = Succession(self)
+        self._told: set[BoardId] = set()  # who said what its attempts were since this store's newest tick
+        self._since_s = max(0.0, self.store.latest_now_s() - BEFORE_S)
 
     # ---- links ---------------------------------------------------------------------------------------------------------
 
@@ -301,6 +305,10 @@ class GridHost(Host):
             self.wallet.flush()
         self._renew()
         self._succession.look()
+        for name, child in self.children.items():
+            if self._up is None and child.carrier.connected and name not in self._told:
+                self._told.add(name)
+                self.network.work(partial(self._ask_difference, name))
 
     def _arrived(self, arrivals: list[tuple[BoardId, BoardSpec]]) -> None:
         for name, spec in arrivals:
@@ -366,6 +374,18 @@ class GridHost(Host):
         finally:
             self._renewing = False
 
+    def _ask_difference(self, name: BoardId) -> None:
+        """What ended there since the newest tick that this store had when it was opened; see `difference`."""
+        try:
+            body = bytes(self.children[name].carrier.ask("ended", self._since_s))
+        except QipanError as error:
+            log.info("%s did not say what ended there: %s", name, error)
+            self._told.discard(name)
+            return
+        path = self._folder / "told" / f"{name}.msgpack"
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(body)
+
     # ---- what boards ask each other ------------------------------------------------------------------------------------
 
     def _answer_child(self, peer: Peer, question: str, body: Any) -> Any:
@@ -401,6 +421,10 @@ class GridHost(Host):
         match question:
             case "parents":
                 return self._succession.welcomed(body)
+            case "ended":
+                with self.lock:
+                    held = [task.order for task in self.tree.root.state.tasks.values()]
+                    return encode_told(told_by(self.store, held, float(body)))
             case "logs":
                 return self._logs_below(str(body))
             case "why":

@@ -196,6 +196,51 @@ def members(store: StoreDir = None, json_: Json = False) -> None:
 
 
 @grid.command()
+def difference(store: StoreDir = None, json_: Json = False) -> None:
+    """What boards below know and this board's store does not: after a restore from an old backup, or a takeover."""
+    from dataclasses import asdict
+
+    import msgspec
+
+    from qipan.difference import decode_told, prices_of, summed
+    from qipan.difference import difference as missing
+    from qipan.hardware import BoardSpec
+    from qipan.identity import Wallet
+    from qipan.quantities import format_money
+    from qipan.store import StoreFolder
+
+    folder = folder_of(store)
+    name = Wallet(folder / "identity", time.time).place[-1]
+    told = [decode_told(path.read_bytes()) for path in sorted((folder / "told").glob("*.msgpack"))]
+    names = [path.stem for path in sorted((folder / "told").glob("*.msgpack"))]
+    specs = [
+        msgspec.json.decode(p.read_bytes(), type=BoardSpec) for p in (folder / "children").glob("*.json")
+    ]
+    opened = StoreFolder(folder).open(name, writer=False)
+    rows = missing(opened, told, prices_of(specs))
+    opened.close()
+    by_tenant, by_board = summed(rows, "tenant"), summed(rows, "board")
+    if json_:
+        print(json.dumps({"told_by": names, "missing": [asdict(row) for row in rows],
+                          "by_tenant_micro_cny": by_tenant, "by_board_micro_cny": by_board}))  # fmt: skip
+        return
+    print(f"{name}: told by {', '.join(names) or 'no board below yet'}")
+    for row in rows:
+        if row.what == "charge":
+            print(f"not charged     {row.task_id} attempt {row.attempt} at {row.board}: {row.device_s:.1f} device-seconds, "
+                  f"{format_money(row.cost_micro_cny)} of {row.tenant or 'an unknown tenant'}")  # fmt: skip
+        else:
+            print(
+                f"not submitted   {row.task_id} of {row.tenant}: it runs or ran below, people do not see it here"
+            )
+    for who, sums in (("owed by tenant", by_tenant), ("owed to board", by_board)):
+        for key, amount in sorted(sums.items()):
+            print(f"{who:15} {key or 'unknown'}: {format_money(amount)}")
+    print("nothing is missing" if not rows else "nothing of this was posted; top-ups, tasks that were never placed, members and tokens"
+          " since the backup are known to no board below")  # fmt: skip
+
+
+@grid.command()
 def status(store: StoreDir = None, json_: Json = False) -> None:
     """Who leads, who follows, and what this process of the grid knows of the others."""
     from qipan.succession import STATUS
