@@ -2,7 +2,7 @@
 
 Each is the scheduler with one part taken out, against the whole one, on the same work.
 
-prices        boards offer upward only what is free, no ask curves        the tasks of examples/day.yaml within a third of the time, without
+prices        boards offer upward only what is free, no ask curves        60 tasks of examples/day.yaml within three hours, without
 elasticity    nothing is shrunk, grown or parked for another              faults: money bid for work that ended by its deadline (within that
                                                                           time where there is none), and the mean completion time
 local search  the greedy allocation stands                                the instances of `allocation_gap`: value against the optimum
@@ -24,7 +24,7 @@ from qipan.twin import World, check_end
 from qipan.twin.scenario import load_scenario, make_world
 
 DAY = Path("examples/day.yaml")
-HOURS = 8
+TASKS, HOURS = 60, 3
 
 
 def main() -> None:
@@ -77,12 +77,12 @@ def main() -> None:
         ),
         Figure("without_classes_round_ratio", round_s[1] / round_s[0], "ratio"),
     ]
-    write(given.json, figures, rows, scenario=str(DAY), hours=HOURS)
+    write(given.json, figures, rows, scenario=str(DAY), tasks=TASKS, hours=HOURS)
 
 
 def day(seed: int, **changes: Any) -> dict[str, float]:
     scenario = load_scenario(DAY)
-    scenario = replace(scenario, hours=HOURS, kills=0, crashes=0, lose=0.0)
+    scenario = replace(scenario, tasks=TASKS, hours=HOURS, kills=0, crashes=0, lose=0.0)
     world, submitted = make_world(scenario, seed, **changes)
     ended: dict[TaskId, float] = {}
 
