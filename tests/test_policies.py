@@ -152,3 +152,45 @@ def test_under_fifo_nobody_is_moved_and_under_jct_the_short_one_gets_ahead():
     assert ended("fifo") == ["first", "long", "short"]
     assert ended("jct").index("short") < ended("jct").index("long")
     assert TaskId("first") in ended("kueue")
+
+
+def test_the_controller_under_jct_chooses_what_the_measured_policy_chooses():
+    """One function: what `benchmarks.scheduling` runs is what a leaf runs."""
+    world = build_world(leaf("dc", 8), seed=1, settings=Settings(policy="jct"))
+    orders = [
+        order(name, work_s=work_s, counts=(1, 2, 4, 8))
+        for name, work_s in (("long", 2000.0), ("short", 100.0))
+    ]
+    world.happenings = arrivals(orders)
+    world.run(until_s=1.0)
+    placed = {
+        task.task_id: len(task.needs) and task.needs[0].devices
+        for task in world.tree.root.state.tasks.values()
+    }
+    contenders = [
+        elastic(str(one.task_id), {p.devices: p.rate for p in one.curve.points}, left=one.curve.work_s)
+        for one in orders
+    ]  # fmt: skip
+    chosen = Jct().choose(contenders, {"a": 8}, 0.0)
+    assert {str(task): f"a:{devices}" for task, devices in placed.items()} == chosen
+
+
+def test_under_jct_a_task_of_one_large_shape_does_not_wait_for_another_to_grow():
+    grown = elastic("grown", {2: 1.0, 4: 1.8, 8: 3.2}, left=5000.0, current="a:8")
+    rigid = elastic("rigid", {4: 1.0}, left=5000.0)
+    assert Jct().choose([grown, rigid], {"a": 8}, 100.0) == {"grown": "a:4", "rigid": "a:4"}
+
+
+def test_under_jct_a_task_that_never_ran_begins_on_a_node_and_under_sia_on_one_device():
+    new = elastic("new", {1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0, 16: 16.0}, measured=False)
+    assert Jct().choose([new], {"a": 16}, 0.0) == {"new": "a:8"}
+    assert Sia().choose([new], {"a": 16}, 0.0) == {"new": "a:1"}
+
+
+def test_tasks_that_share_devices_keep_the_end_that_was_promised():
+    policy = LeastMean()
+    tasks = [contender("x", {"a": 1.0}, left=36_000.0), contender("y", {"a": 1.0}, left=3_600.0)]
+    policy.choose(tasks, {"a": 1}, 0.0)
+    assert policy.promised_s == pytest.approx(36_000.0 + 3_600.0 + 360.0, rel=1e-6)
+    policy.choose(tasks[:1], {"a": 1}, 3_600.0)
+    assert policy.promised_s == pytest.approx(36_000.0 + 3_600.0 + 360.0, rel=1e-6)

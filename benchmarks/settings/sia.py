@@ -274,12 +274,15 @@ class SiaSetting:
 
     def _options(self, task: Training) -> tuple[Option, ...]:
         """Every shape up to twice the most devices it ran on.  On a chip class it never ran on, the first known
-        class's goodput times the ratio of their one-device speeds; before it ran anywhere, one device of any class
-        at the speed of its profile."""
+        class's goodput times the ratio of their one-device speeds; before it ran anywhere, the speed of its profile on one
+        device of the class times the devices, as Sia too supposes of shapes that were not seen, inside a node."""
         if task.gradients is None or not task.fitted:
             return tuple(
-                Option(f"{pool}:1", ((pool, 1),), self.tables.speeds[task.model.name, pool].one_rate)
+                Option(f"{pool}:{devices}", ((pool, devices),), speed.one_rate * devices)
                 for pool in POOLS
+                for speed in (self.tables.speeds[task.model.name, pool],)
+                for nodes, devices in SHAPES[pool]
+                if nodes == 1 and devices * speed.least <= task.model.most
             )
         known = next(pool for pool in POOLS if pool in task.fitted)
         most = 1

@@ -21,7 +21,7 @@ from qipan.scheduler.conditions import set_down, unmet
 from qipan.scheduler.limits import why_waiting_text
 from qipan.scheduler.moves import Moves, checkpoint_at, worth_there
 from qipan.scheduler.owners import reclaim, refused_by_rule, took
-from qipan.scheduler.policies import PEERS, RIGID, Contender, Option
+from qipan.scheduler.policies import CHOOSERS, PEERS, RIGID, Contender, Option
 from qipan.scheduler.state import AfterStop, Draft, EngineState, Phase, State, TaskState, ToEngine, lease_for
 from qipan.scheduler.tasks import Group
 from qipan.scheduler.transitions import give_back, order_stop
@@ -178,9 +178,9 @@ def _chosen(
     seats: dict[tuple[str, str], Seat],
     capacity: dict[str, int],
 ) -> dict[str, str]:
-    """Task -> seat: the most value, or what a peer's policy chooses by itself."""
-    peer = PEERS.get(state.settings.policy)
-    if peer is None:
+    """Task -> seat: the most value, or what a policy chooses by itself."""
+    policy = CHOOSERS.get(state.settings.policy)
+    if policy is None:
         return allocate(bidders, capacity).chosen
     contenders = []
     for bidder in bidders:
@@ -192,7 +192,8 @@ def _chosen(
         )
         held = point.devices / point.rate if point is not None else 1.0
         left = order.curve.work_s - task.done_s
-        restart_s = point.start_s + point.stop_s if point is not None else 0.0
+        like = point or order.curve.points[0]
+        restart_s = like.start_s + like.stop_s
         contenders.append(
             Contender(
                 bidder.task_id, options, order.submitted_s, bidder.current, tenant=order.tenant,
@@ -200,7 +201,7 @@ def _chosen(
                 restarts=max(0, task.attempt - 1), restart_s=restart_s,
             )
         )  # fmt: skip
-    return peer.choose(contenders, capacity, draft.moment.now_s)
+    return policy.choose(contenders, capacity, draft.moment.now_s)
 
 
 def _who_bids(state: State, draft: Draft, groups: list[Group]) -> list[TaskState]:

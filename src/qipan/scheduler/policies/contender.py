@@ -29,7 +29,7 @@ class Contender:
     done         progress made so far, in the unit of its rates
     left         progress left in the same unit, when its work is declared; None: not known
     received_s   pool -> seconds it ran there
-    measured     its rates come from its own runs; else they are a first guess
+    measured     its rates come from its own runs or its curve; else they are a first guess: the speed of one device, times the devices
     """
 
     task_id: str

@@ -31,8 +31,8 @@ class Sia:
             factor = restart_factor(contender, now_s)
             best: dict[str, float] = {}  # pool -> the lowest cost of a smaller option there
             for option in sorted(contender.options, key=lambda one: (one.devices, one.point_id)):
-                if option.rate <= 0:
-                    continue
+                if option.rate <= 0 or (option.devices > 1 and not contender.measured):
+                    continue  # a task begins on one device (section 3.3)
                 stays = option.point_id == contender.current
                 speedup = option.rate / lowest if contender.measured else 1.0
                 if contender.current is not None and not stays:

@@ -4,10 +4,12 @@ A program over intervals of growing length (A. S. Schulz and M. Skutella, "Sched
 SIAM J. Discrete Math. 2002): y[task, pool, interval] is the share of the interval that the task runs there.  It minimises the mean of the
 times at which work is done, while all work is done by the least makespan; what is later costs LATE times.  The first interval is
 the coming round, and there y is whole, so nothing is lost by rounding shares to rounds.
+
+The end is promised when tasks come: the least makespan then, and a round more, since whole rounds cannot meet it closer than that.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -21,14 +23,17 @@ GAP, NODES = 1e-3, 20
 MAKESPAN_GAP = 0.002
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class LeastMean:
-    """`growth`: of the intervals; `slack`: how far the makespan may grow over its least; `late`: cost of work after that."""
+    """`growth`: of the intervals; `slack_rounds`: how far the makespan may grow over its least; `late`: cost of work after that;
+    `promised_s`: when all tasks seen so far shall have ended."""
 
     round_s: float = 360.0
     growth: float = 3.0
-    slack: float = 0.0017
+    slack_rounds: float = 1.0
     late: float = 20.0
+    promised_s: float = 0.0
+    seen: set[str] = field(default_factory=set)
 
     def choose(self, contenders: Sequence[Contender], capacity: Mapping[str, int], now_s: float) -> Choice:
         order = sorted(contenders, key=lambda one: (one.submitted_s, one.task_id))
@@ -37,7 +42,7 @@ class LeastMean:
             return {}
         pools = sorted(capacity)
         program = program_of(order, capacity, pools, now_s)
-        end_s = least_makespan_s(program) * (1 + self.slack)
+        end_s = self._end_s({one.task_id for one in order}, least_makespan_s(program), now_s)
         first = self._first_round(program, self._edges(end_s))
         chosen: Choice = {}
         free = dict(capacity)
@@ -55,6 +60,13 @@ class LeastMean:
         for one, option in _by_density(order):  # what is left over goes to who is done soonest per device
             take(one, option)
         return chosen
+
+    def _end_s(self, tasks: set[str], least_s: float, now_s: float) -> float:
+        """Seconds until all shall have ended: what was promised, or the least when that cannot be kept."""
+        if not tasks <= self.seen:
+            self.seen |= tasks
+            self.promised_s = max(self.promised_s, now_s + least_s + self.slack_rounds * self.round_s)
+        return max(self.promised_s - now_s, least_s)
 
     def _edges(self, end_s: float) -> Floats:
         """0, the round, then growing; the last but one is the makespan, the last leaves room for what is late."""
