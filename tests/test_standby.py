@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 import shutil
 import signal
 import subprocess
@@ -46,6 +47,47 @@ def test_a_leader_counts_from_its_stamp_and_a_child_from_the_answer_so_two_never
 def test_a_board_without_voters_that_the_standby_counts_needs_nobody():
     assert Lead(10.0).leads(["a", "b"], 1.0)
     assert not Lead(10.0, shipped=frozenset("ab")).leads(["a", "b"], 1.0)
+
+
+def two_lead(seed: int, lead_s: float, child_s: float) -> bool:
+    """One random walk of three children between a board and its standby: answers come, come late or are lost, in any order; the
+    clocks of all differ.  Whether both ever lead at one time."""
+    rng = random.Random(seed)
+    names, off = ("a", "b", "c"), {"a": 100.0, "b": 70.0, "c": 500.0}
+    lead, claim = Lead(lead_s, shipped=frozenset(names)), Claim(child_s)
+    follow = {name: Follow(0, off[name], child_s) for name in names}
+    echo: dict[str, float | None] = dict.fromkeys(names)
+    under_way: list[tuple[str, float]] = []  # answers of the leader: (child, stamp)
+    now_s = 0.0
+    for _ in range(120):
+        now_s += rng.choice((0.0, 0.5, 1.0))
+        child = rng.choice(names)
+        mine, here_s = follow[child], off[child] + now_s
+        what = rng.choice(("ask", "answer", "witness", "witness", "claim"))
+        if what == "ask" and mine.reign == 0:
+            lead.came_back(child, echo[child])
+            under_way.append((child, now_s))
+        elif what == "answer" and under_way:
+            to, stamp_s = under_way.pop(rng.randrange(len(under_way)))
+            if follow[to].reign == 0 and rng.random() < 0.7:
+                echo[to], follow[to].heard_s = stamp_s, off[to] + now_s
+        elif what == "witness":
+            claim.told(child, mine.silent_s(here_s), mine.reign, 9000.0 + now_s)
+            if claim.claimed and mine.takes(claim.claimed, claim.may_lead(names), here_s):
+                mine.reign, mine.heard_s = claim.claimed, here_s
+                claim.told(child, 0.0, mine.reign, 9000.0 + now_s)
+        elif what == "claim" and claim.may_claim(names, 9000.0 + now_s):
+            claim.claimed = 1
+        if claim.may_lead(names) and lead.leads(names, now_s):
+            return True
+    return False
+
+
+def test_a_board_and_its_standby_never_lead_at_one_time_and_a_child_that_is_too_quick_is_found():
+    assert not any(two_lead(seed, 4.0, 4.0) for seed in range(3000))
+    assert any(two_lead(seed, 4.0, 1.0) for seed in range(3000)), (
+        "children that turn away before the leader stops"
+    )
 
 
 class Grid:
