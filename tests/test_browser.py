@@ -19,7 +19,7 @@ from qipan.client import AsyncClient, Client
 from qipan.console import make_console
 
 HERE = Path(__file__).parent
-WAIT_MS = 60_000
+WAIT_MS = 180_000
 expect.set_options(timeout=WAIT_MS)
 SITE = """site:
   lease: 30s
@@ -81,6 +81,7 @@ class Watched:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 def test_a_task_is_submitted_watched_explained_and_paid_in_both_languages(chromium, tmp_path):
     (tmp_path / "site.yaml").write_text(SITE)
     command = ["up", "--store", str(tmp_path / "s"), "--site", str(tmp_path / "site.yaml")]

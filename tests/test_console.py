@@ -88,7 +88,7 @@ def address(host: Host) -> Iterator[str]:
 
 @pytest.fixture
 def browser(address: str) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=address, timeout=20) as client:
+    with httpx.Client(base_url=address, timeout=180) as client:
         entered = client.post("/enter", data={"key": KEY})
         assert entered.headers["location"] == "/"
         yield client

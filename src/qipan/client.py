@@ -31,7 +31,7 @@ ERRORS: dict[int, type[QipanError]] = {
 OVER = ("done", "failed", "cancelled")
 PAGE = 500
 POLL_S = 0.3
-TIMEOUT_S = 60.0
+TIMEOUT_S = 150.0  # longer than the longest answer takes, a what-if
 
 
 def default_store() -> Path:
