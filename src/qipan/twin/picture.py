@@ -91,7 +91,7 @@ def completion(report: Mapping[str, Any]) -> str:
     )
     parts = [f'<polyline points="{LEFT},{height} {points}" fill="none" stroke="#145341" stroke-width="2"/>']
     parts.append(f'<line x1="{LEFT}" y1="{height}" x2="{WIDTH}" y2="{height}" stroke="#999"/>')
-    for share in (0.5, 0.95, 1.0):
+    for share in (0.5, 0.9, 1.0):
         y = height - share * (height - 20)
         own = lengths[min(len(lengths) - 1, int(share * len(lengths)))]
         parts.append(f'<text x="0" y="{y + 4:.1f}">{share:.0%}: {own:.1f} h</text>')
