@@ -29,16 +29,13 @@ from qipan.strategy import Outer, SiteStrategy, Stage, Strategy
 LATENCY_S, BYTES_PER_S = 0.020, 25e6
 LAYERS, HIDDEN, SEQ, ROWS = 4, 128, 64, 4  # rows a site; 1.2 M parameters with the poems' characters
 PARAMETERS = 1_200_000  # about, for the planner's formula
-LINK_SEQ, LINK_ROWS = (
-    32,
-    2,
-)  # over the link a step is paced: little real computation, so that a busy machine has time for it
+LINK_SEQ, LINK_ROWS = 32, 2  # little real computation in a paced step, so that a busy machine has time for it
 LOSS_LAYERS, LOSS_HIDDEN, LOSS_SEQ, LOSS_ROWS = (
-    2,
+    4,
+    128,
     64,
-    32,
     8,
-)  # until it learns slowly: early in a training sites lag more
+)  # early in a training, and with small batches, sites lag more
 LOSS_STEPS, LOSS_SEEDS = 300, (1, 2, 3)
 STEP_S = 0.1  # of the paced chip, plain DDP's and the sites' alike
 ENVIRONMENT = {
