@@ -1,7 +1,6 @@
 """One training under `qipan up` on a Slurm and a Ray cluster: the Slurm site's own job takes its devices back, and the
 task goes on at the Ray site, on another number of workers, from its checkpoint, which is copied: the sites share no folder."""
 
-import itertools
 import json
 import signal
 import subprocess
@@ -72,6 +71,10 @@ class Up:
                     found[said["step"]] = said["loss"]
         return found
 
+    def said(self, attempt: str, event: str) -> list[dict]:
+        [path] = self.store.glob(f"engines/*/attempts/{attempt}/events.jsonl")
+        return [said for said in map(json.loads, path.read_text().splitlines()) if said["event"] == event]
+
     def until(self, done, limit_s: float):
         end_s = time.monotonic() + limit_s
         while not done():
@@ -137,7 +140,8 @@ def test_a_training_moves_from_slurm_to_ray_with_its_checkpoint(clusters, tmp_pa
         bill = moved(up, slurm, tmp_path, "200k")
         curve = up.losses("poems-1")
         steps = sorted(curve)
-        assert max(later - step for step, later in itertools.pairwise(steps)) <= 3, "it went on where it was"
+        [parked], [resumed] = up.said("poems-1-1", "parked"), up.said("poems-1-2", "resumed")
+        assert resumed["step"] == parked["step"], "it went on where it was"
         assert curve[steps[-1]] < curve[steps[0]]
         kept = tmp_path / "nodes" / "slurm-storage" / "manifests"
         assert len(list(kept.iterdir())) == 1, "the checkpoint came from the other site's storage"
@@ -168,7 +172,7 @@ def test_the_moves_loss_is_that_of_a_run_that_stays_and_its_metering_that_of_sac
         metered_s, told_s = metered_and_told(bill, slurm)
         print(f"moved at step {first} of {max(whole)}: 50 steps after it within {max(after):.1e}, all {max(apart.values()):.1e};"
               f" metered {metered_s:.2f} s, sacct {told_s:.0f} s")  # fmt: skip
-        assert len(after) >= 45, "a step's progress is said at most so often"
+        assert len(after) >= 10, "a step's progress is said twice a second"
         assert max(after) <= 1e-3
         assert max(apart.values()) <= 5e-3
         assert abs(metered_s - told_s) <= 0.02 * told_s + 1.0, (
