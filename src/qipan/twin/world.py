@@ -186,8 +186,10 @@ def restore(board: BoardId) -> Callable[[World], None]:
     def act(world: World) -> None:
         state = world.tree.controllers[board].state
         world.restored = True
-        if state.top:
-            world.gone |= {task_id for task_id, task in state.tasks.items() if task.engine is None}
+        if state.top:  # a reservation that was on its way is gone with it
+            others = [other.state for name, other in world.tree.controllers.items() if name != board]
+            known = {task_id for other in others for task_id in (*other.tasks, *other.over)}
+            world.gone |= set(state.tasks) - known
         world.tree.stores[board].close()
         world.tree.stores[board] = world.backups.pop(board) if board in world.backups else Store(None)
         world.tree.start(board)
