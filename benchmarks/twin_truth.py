@@ -30,8 +30,8 @@ from qipan.controller import fact_of
 from qipan.engines.simulated import Behaviour
 from qipan.events import TaskExited, TaskSubmitted
 from qipan.hardware import Probe
-from qipan.host import order_of, plan_on
 from qipan.leases import TaskId
+from qipan.planning import order_of, plan_on
 from qipan.scheduler import Settings
 from qipan.store import Store, StoreFolder
 from qipan.twin import Happening, World, arrivals, build_world, check_end, check_world

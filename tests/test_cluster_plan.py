@@ -14,7 +14,6 @@ import pytest
 from qipan.catalogue import load_catalogue
 from qipan.curves import Point
 from qipan.hardware import ChipClassId
-from qipan.host import plan_on
 from qipan.planner import plan_task
 from qipan.planner.cluster import USABLE_MEMORY, best_layouts
 from qipan.planner.costs import costs
@@ -23,6 +22,7 @@ from qipan.planner.mixed import Side, best_mixed
 from qipan.planner.risk import finish
 from qipan.planner.space import RECOMPUTE, Space, space
 from qipan.planner.useful import checkpoint_every_s, useful_share
+from qipan.planning import plan_on
 from qipan.strategy import check_strategy
 from qipan.workload import Limits
 from qipan.workload.cards import CARDS

@@ -13,9 +13,9 @@ from qipan.curves import Curve, Need, Point
 from qipan.engines.local import LocalEngine
 from qipan.events import LeaseGranted, Reserve
 from qipan.hardware import BoardId, BoardSpec, ChipClassId, Pool, PoolId
-from qipan.host import plan_on
 from qipan.leases import EngineId, LeaseId, Order, TaskId
 from qipan.measure import Measurement, write_record
+from qipan.planning import plan_on
 from qipan.probe import probe
 from qipan.workload import Launch, Task
 from qipan.workload.files import read_file

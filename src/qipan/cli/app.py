@@ -110,7 +110,7 @@ def plan(
     import msgspec
 
     from qipan.cli import tables
-    from qipan.host import plan_on
+    from qipan.planning import plan_on
     from qipan.workload.files import read_file
 
     checked, directives = read_file(task)

@@ -19,8 +19,9 @@ from qipan.cli import tables
 from qipan.cli.run import Running, _after_park
 from qipan.errors import QipanError
 from qipan.events import TaskExited, TaskProgress
-from qipan.host import plan_on, verify_store
+from qipan.host import verify_store
 from qipan.planner import Plan
+from qipan.planning import plan_on
 from qipan.quantities import format_duration
 from qipan.views import boards
 from qipan.workload import Task

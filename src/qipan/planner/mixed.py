@@ -68,6 +68,18 @@ class _Layout:
     stages: tuple[int, int]
 
 
+@dataclass(frozen=True, slots=True)
+class _Timed:
+    """A layout with its layers a stage on each side, and what a step of it takes."""
+
+    layout: _Layout
+    layers: tuple[int, int]
+    micro_batches: int
+    step_s: float
+    imbalance: float
+    parts: dict[str, float]
+
+
 def best_mixed(model: Model, one: Side, other: Side, rows: int, seq: int, seed: int) -> Mixed | None:
     """The fastest pipeline over all devices of both; the side with more memory first, where most micro-batches are in
     flight.  None when nothing divides or fits."""
@@ -77,15 +89,21 @@ def best_mixed(model: Model, one: Side, other: Side, rows: int, seq: int, seed: 
     if one.chip.memory_bytes.value < other.chip.memory_bytes.value:
         sides = (other, one)
     shape = sizes(model)
-    speeds = tuple(_Speeds(shape, side, seq) for side in sides)
-    best: Mixed | None = None
-    for layout in _layouts(model, sides, rows):
-        found = _worked_out(
-            model, shape, (sides[0], sides[1]), (speeds[0], speeds[1]), layout, rows, seq, seed
-        )
-        if found is not None and (best is None or found.step_s < best.step_s):
-            best = found
-    return best
+    speeds = (_Speeds(shape, sides[0], seq), _Speeds(shape, sides[1], seq))
+    found = [
+        timed
+        for layout in _layouts(model, sides, rows)
+        if (timed := _timed(model, shape, sides, speeds, layout, rows, seq)) is not None
+    ]
+    for timed in sorted(found, key=lambda timed: timed.step_s):  # stable: the first of equals
+        held = _held(shape, sides, speeds, timed, rows, seq)
+        if held is not None:
+            strategy = _strategy(model, sides, timed, rows, seq, seed)
+            return Mixed(
+                sides, timed.step_s, timed.layout.tensor, timed.layout.stages, timed.layers, timed.imbalance,
+                *held, timed.parts, strategy,
+            )  # fmt: skip
+    return None
 
 
 def _layouts(model: Model, sides: tuple[Side, Side], rows: int) -> Iterator[_Layout]:
@@ -128,10 +146,10 @@ class _Speeds:
         return float(self.layer_s[at]), float(self.transfer_s[at]), float(self.head_s[at])
 
 
-def _worked_out(
+def _timed(
     model: Model, shape: Sizes, sides: tuple[Side, Side], speeds: tuple[_Speeds, _Speeds], layout: _Layout,
-    rows: int, seq: int, seed: int,
-) -> Mixed | None:  # fmt: skip
+    rows: int, seq: int,
+) -> _Timed | None:  # fmt: skip
     """T = m t_max + (sum of stages - t_max) + what goes between them; gradients of the slower side; the optimiser."""
     first = speeds[0].of(layout.tensor[0], layout.micro, layout.recompute)
     second = speeds[1].of(layout.tensor[1], layout.micro, layout.recompute)
@@ -139,13 +157,6 @@ def _worked_out(
     if layers is None:
         return None
     depth = sum(layout.stages)
-    peak, margin = 0.0, 1.0
-    for side, speed, tp, share in zip(sides, speeds, layout.tensor, layers, strict=True):
-        here = _memory(shape, speed.rates, layout, tp, share, depth, rows, seq)
-        if here > side.chip.memory_bytes.value * USABLE_MEMORY:
-            return None
-        if 1 - here / side.chip.memory_bytes.value < margin:
-            peak, margin = here, 1 - here / side.chip.memory_bytes.value
     count = math.ceil(math.ceil(rows / layout.data) / layout.micro)
     stage = (layers[0] * sum(first[:2]), layers[1] * sum(second[:2]))
     last = stage[1] + second[2]
@@ -176,10 +187,22 @@ def _worked_out(
         "compute": count * longest - transfer, "links inside a node": transfer, "pipeline bubble": bubble,
         "network between nodes": data, "memory bandwidth": optimizer, "stragglers": straggler,
     }  # fmt: skip
-    return Mixed(
-        sides, plain + straggler, layout.tensor, layout.stages, layers, 1 - min(stage[0], last) / longest, peak, margin,
-        parts, _strategy(model, sides, layout, layers, rows, seq, seed, count),
-    )  # fmt: skip
+    return _Timed(layout, layers, count, plain + straggler, 1 - min(stage[0], last) / longest, parts)
+
+
+def _held(
+    shape: Sizes, sides: tuple[Side, Side], speeds: tuple[_Speeds, _Speeds], timed: _Timed, rows: int, seq: int
+) -> tuple[float, float] | None:  # fmt: skip
+    """Bytes of a device on the side with less to spare, and the share that it spares; None where it does not fit."""
+    depth = sum(timed.layout.stages)
+    peak, margin = 0.0, 1.0
+    for side, speed, tp, share in zip(sides, speeds, timed.layout.tensor, timed.layers, strict=True):
+        here = _memory(shape, speed.rates, timed.layout, tp, share, depth, rows, seq)
+        if here > side.chip.memory_bytes.value * USABLE_MEMORY:
+            return None
+        if 1 - here / side.chip.memory_bytes.value < margin:
+            peak, margin = here, 1 - here / side.chip.memory_bytes.value
+    return peak, margin
 
 
 def _layers(
@@ -214,9 +237,9 @@ def _memory(
 
 
 def _strategy(
-    model: Model, sides: tuple[Side, Side], layout: _Layout, layers: tuple[int, int], rows: int, seq: int, seed: int,
-    count: int,
+    model: Model, sides: tuple[Side, Side], timed: _Timed, rows: int, seq: int, seed: int
 ) -> Strategy:  # fmt: skip
+    layout, layers, count = timed.layout, timed.layers, timed.micro_batches
     share, more = divmod(rows, layout.data)
     per_rank = tuple(share + (rank < more) for rank in range(layout.data))
     stages: list[Stage] = []
