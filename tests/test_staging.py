@@ -4,6 +4,7 @@ import os
 import random
 import socket
 import threading
+import time
 from dataclasses import replace
 
 import httpx
@@ -25,7 +26,7 @@ from qipan.staging import (
     plan,
     unnamed,
 )
-from qipan.transfer import Progress, fetch, open_storage
+from qipan.transfer import Progress, Stager, fetch, open_storage
 from qipan.transfer.fetch import Pace, hashes
 from qipan.transfer.serve import server
 
@@ -78,7 +79,9 @@ def test_what_is_placed_and_what_is_planned_are_the_whole(sizes, cut):
     assert not set(planned) & placed
 
 
-@pytest.mark.parametrize("path", ["/etc/passwd", "../x", "a/../../x", "a//x", "", "a\0b", "a\\b", "."])
+@pytest.mark.parametrize(
+    "path", ["/etc/passwd", "../x", "a/../../x", "a//x", "", "a\0b", "a\\b", ".", "\udcff"]
+)
 def test_a_manifest_that_leaves_its_folder_is_refused(path):
     with pytest.raises(InvalidInput, match="is no path below a folder"):
         checked(manifest(StagedFile(path, 4, (A,))))
@@ -253,3 +256,36 @@ def test_a_storage_that_cannot_be_is_refused():
         open_storage(at("some/folder"))
     with pytest.raises(InvalidInput, match="no option 'endpoint' for file"):
         open_storage(at("/tmp/x", endpoint="y"))
+
+
+# ---- keeping -----------------------------------------------------------------------------------------------------------
+
+
+def waited_for(look):
+    end_s = time.monotonic() + 20
+    while (found := look()) is None:
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+    return found
+
+
+@pytest.mark.parametrize("odd", [b"a\\b", b"\xff"])
+def test_a_file_whose_name_no_reader_takes_is_not_kept(tmp_path, odd):
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / os.fsdecode(odd)).write_text("x")
+    storage = open_storage(at(tmp_path / "storage"))
+    with pytest.raises(InvalidInput, match="is no path below a folder"):
+        storage.publish(tmp_path / "odd", "t")
+    assert storage.manifests() == []
+
+
+def test_a_task_is_kept_after_one_that_cannot_be_and_beside_a_manifest_that_cannot_be_read(tmp_path, there):
+    (tmp_path / "storage/manifests").mkdir(parents=True)
+    (tmp_path / "storage/manifests" / f"{A}.json").write_text("{}")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / os.fsdecode(b"\xff")).write_text("x")
+    own = at(tmp_path / "storage")
+    stager = Stager(own, [own])
+    stager.keep("a", tmp_path / "odd", 1, 0.0)
+    assert waited_for(lambda: stager.settle("b", there, 1, 0.0)) == ""
+    assert waited_for(lambda: stager.settle("b", there, 2, 0.0)) == ""

@@ -12,7 +12,7 @@ from qipan.errors import InvalidInput
 ChunkId = NewType("ChunkId", str)  # 64 hex digits
 CHUNK_BYTES = 8 * 2**20
 UNNAMED_S = 3600.0  # a chunk that no manifest names is kept so long: its manifest may be on the way
-PART = re.compile(r"[^/\\\0]{1,255}")
+PART = re.compile(r"[^/\\\0\ud800-\udfff]{1,255}")  # surrogates: a name that is not UTF-8
 Found = TypeVar("Found")
 
 

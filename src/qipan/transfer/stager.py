@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from qipan.errors import QipanError, Unreachable
+from qipan.errors import QipanError
 from qipan.hardware import BoardId, Storage
 from qipan.network import Link
 from qipan.quantities import format_bytes
@@ -159,7 +159,7 @@ class Stager:
             try:
                 self._own.publish(folder, name, attempt, saved_s, time.time())
                 return ""
-            except (QipanError, OSError) as error:
+            except (QipanError, OSError, ValueError) as error:
                 why = str(error)
                 if number + 1 < tries:
                     time.sleep(AGAIN_S)
@@ -168,5 +168,5 @@ class Stager:
     def _let_go(self) -> None:
         try:
             self._own.release(time.time(), self._keep_s)
-        except Unreachable:
-            return  # in an hour again
+        except (QipanError, OSError):
+            return  # in an hour again: what cannot be let go must not end the keeping

@@ -108,7 +108,8 @@ class ContentStorage:
     def publish(
         self, folder: Path, name: str, attempt: int = 0, saved_s: float = 0.0, now_s: float = 0.0
     ) -> Published:
-        """Keep what the folder holds now.  What is already here is not written again.  Raises OverLimit when it is full."""
+        """Keep what the folder holds now.  What is already here is not written again.  Raises OverLimit when it is full,
+        InvalidInput for a file whose name no reader would take."""
         import obstore
         from blake3 import blake3
 
@@ -142,7 +143,7 @@ class ContentStorage:
             files.append(
                 StagedFile(path.relative_to(folder).as_posix(), size, tuple(chunk for chunk, _ in made))
             )
-        manifest = Manifest(name, attempt, saved_s, now_s, CHUNK_BYTES, tuple(files))
+        manifest = checked(Manifest(name, attempt, saved_s, now_s, CHUNK_BYTES, tuple(files)))
         self._calling(lambda: obstore.put(self._store, _manifest_path(name), msgspec.json.encode(manifest)))
         return Published(manifest, new_bytes)
 
