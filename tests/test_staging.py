@@ -191,6 +191,14 @@ def test_a_full_storage_refuses_and_what_nothing_names_is_let_go(tmp_path, there
     storage.publish(tmp_path / "more", "u")
 
 
+def test_one_large_file_does_not_overfill_a_storage(tmp_path, there):
+    storage = open_storage(replace(at(tmp_path / "storage"), capacity_bytes=2 * CHUNK_BYTES))
+    with pytest.raises(OverLimit, match="is full"):
+        storage.publish(there, "t")
+    kept = [path.stat().st_size for path in (tmp_path / "storage").rglob("*") if path.is_file()]
+    assert sum(kept) <= 2 * CHUNK_BYTES
+
+
 def test_over_http_with_its_token_only(tmp_path, there):
     storage = open_storage(at(tmp_path / "storage"))
     whole = storage.publish(there, "a/b").manifest

@@ -2,6 +2,7 @@
 each."""
 
 import os
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import timedelta
@@ -115,22 +116,25 @@ class ContentStorage:
 
         sizes = {ChunkId(meta["path"].rpartition("/")[2]): meta["size"] for meta in self._list("chunks/")}
         room = self._capacity_bytes - sum(sizes.values()) if self._capacity_bytes else float("inf")
-        files, new_bytes = [], 0
+        files, new_bytes, counting = [], 0, threading.Lock()
 
-        def keep(chunk: tuple[Path, int, int]) -> tuple[ChunkId, int]:
+        def keep(chunk: tuple[Path, int, int]) -> ChunkId:
+            nonlocal new_bytes
             path, offset, length = chunk
             with path.open("rb") as file:
                 body = os.pread(file.fileno(), length, offset)
             made = ChunkId(blake3(body).hexdigest())
-            if made in sizes:
-                return made, 0
-            if new_bytes + len(body) > room:
-                raise OverLimit(
-                    f"storage {self.storage_id} is full: {self._capacity_bytes} bytes; give it more, or keep less long"
-                )
+            with counting:  # before it is written: others write beside it
+                if made in sizes:
+                    return made
+                if new_bytes + len(body) > room:
+                    raise OverLimit(
+                        f"storage {self.storage_id} is full: {self._capacity_bytes} bytes; give it more, or keep less long"
+                    )
+                sizes[made] = len(body)
+                new_bytes += len(body)
             self._calling(lambda: obstore.put(self._store, _path(made), body, use_multipart=False))
-            sizes[made] = len(body)
-            return made, len(body)
+            return made
 
         for path in sorted(_files(folder)):
             try:
@@ -139,10 +143,7 @@ class ContentStorage:
                 made = in_parallel(cut, keep, WORKERS // 2)
             except FileNotFoundError:
                 continue  # its task removed it while we looked; what took its place is kept next time
-            new_bytes += sum(length for _, length in made)
-            files.append(
-                StagedFile(path.relative_to(folder).as_posix(), size, tuple(chunk for chunk, _ in made))
-            )
+            files.append(StagedFile(path.relative_to(folder).as_posix(), size, tuple(made)))
         manifest = checked(Manifest(name, attempt, saved_s, now_s, CHUNK_BYTES, tuple(files)))
         self._calling(lambda: obstore.put(self._store, _manifest_path(name), msgspec.json.encode(manifest)))
         return Published(manifest, new_bytes)
