@@ -9,12 +9,15 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from qipan.client import Client, Task
 from qipan.errors import QipanError, Unreachable
+from qipan.identity import Wallet
 from qipan.leading import Claim, Follow, Lead, most
+from qipan.standby import Standby
 from test_grid import free_port, until
 
 LEASE_S = 20
@@ -34,7 +37,7 @@ def test_a_leader_counts_from_its_stamp_and_a_child_from_the_answer_so_two_never
         Follow(0, heard_s=503.0, lead_s=10.0),
         Claim(10.0),
     )
-    lead.came_back("a", 3.0)  # stamped at 3 of its clock, answered at 503 of the child's
+    lead.came_back("a", 3.0, 4.0)  # stamped at 3 of its clock, answered at 503 of the child's
     assert lead.leads("a", 12.9)
     assert not lead.leads("a", 13.0)
     assert not child.takes(1, False, 513.0)
@@ -51,22 +54,22 @@ def test_a_board_without_voters_that_the_standby_counts_needs_nobody():
 
 def two_lead(seed: int, lead_s: float, child_s: float) -> bool:
     """One random walk of three children between a board and its standby: answers come, come late or are lost, in any order; the
-    clocks of all differ.  Whether both ever lead at one time."""
+    clocks of all differ; the board's process starts again and finds stamps of the earlier one.  Whether both ever lead at one time."""
     rng = random.Random(seed)
     names, off = ("a", "b", "c"), {"a": 100.0, "b": 70.0, "c": 500.0}
     lead, claim = Lead(lead_s, shipped=frozenset(names)), Claim(child_s)
     follow = {name: Follow(0, off[name], child_s) for name in names}
     echo: dict[str, float | None] = dict.fromkeys(names)
     under_way: list[tuple[str, float]] = []  # answers of the leader: (child, stamp)
-    now_s = 0.0
+    now_s = zero_s = 0.0
     for _ in range(120):
         now_s += rng.choice((0.0, 0.5, 1.0))
         child = rng.choice(names)
         mine, here_s = follow[child], off[child] + now_s
-        what = rng.choice(("ask", "answer", "witness", "witness", "claim"))
+        what = rng.choice(("ask", "answer", "witness", "witness", "claim") * 8 + ("restart",))
         if what == "ask" and mine.reign == 0:
-            lead.came_back(child, echo[child])
-            under_way.append((child, now_s))
+            lead.came_back(child, echo[child], now_s - zero_s)
+            under_way.append((child, now_s - zero_s))
         elif what == "answer" and under_way:
             to, stamp_s = under_way.pop(rng.randrange(len(under_way)))
             if follow[to].reign == 0 and rng.random() < 0.7:
@@ -76,9 +79,11 @@ def two_lead(seed: int, lead_s: float, child_s: float) -> bool:
             if claim.claimed and mine.takes(claim.claimed, claim.may_lead(names), here_s):
                 mine.reign, mine.heard_s = claim.claimed, here_s
                 claim.told(child, 0.0, mine.reign, 9000.0 + now_s)
+        elif what == "restart":
+            lead, zero_s = Lead(lead_s, shipped=frozenset(names)), now_s - rng.randrange(1 << 32)
         elif what == "claim" and claim.may_claim(names, 9000.0 + now_s):
             claim.claimed = 1
-        if claim.may_lead(names) and lead.leads(names, now_s):
+        if claim.may_lead(names) and lead.leads(names, now_s - zero_s):
             return True
     return False
 
@@ -88,6 +93,41 @@ def test_a_board_and_its_standby_never_lead_at_one_time_and_a_child_that_is_too_
     assert any(two_lead(seed, 4.0, 1.0) for seed in range(3000)), (
         "children that turn away before the leader stops"
     )
+
+
+@pytest.fixture
+def second(tmp_path):
+    """Makes the process of a standby of a board `cn` over a, b and c, again and again in one folder."""
+    Wallet.found(tmp_path / "standby", "cn", time.time)
+    (tmp_path / "standby" / "url").write_text("grid://here:1")
+    made = []
+
+    def start() -> Standby:
+        standby = Standby(tmp_path)
+        standby._voters, standby._following = ("a", "b", "c"), SimpleNamespace(number=1, close=lambda: None)
+        standby._began_s = float("-inf")
+        made.append(standby)
+        return standby
+
+    yield start
+    for standby in made:
+        standby.network.close()
+
+
+def claimed(standby: Standby) -> int:
+    for name in "ab":
+        standby._claim.told(name, 1000.0, 0, time.monotonic())
+    assert not standby._step(), "a report under an earlier reign is no vote for the claim"
+    return standby._claim.claimed
+
+
+def test_an_old_board_that_follows_as_a_standby_never_claims_the_reign_it_follows(second):
+    second()._welcomed({"reign": 1, "lineage": "", "lead_s": 1.0})
+    again = second()
+    assert claimed(again) == 2
+    for name in "ab":
+        again._claim.told(name, 1000.0, 1, time.monotonic())
+    assert not again._step()
 
 
 class Grid:

@@ -154,7 +154,7 @@ class GridHost(Host):
             if path == "/silence":
                 words = {"reign": self.wallet.kept.reign, "leads": self.leads()}
                 return Admitted(NetworkCarrier(self.network.has_news, lambda: None), words, _no_questions)
-            self._succession.met(hello)
+            self._succession.met(peer, hello)
             spec = self._checked_spec(peer.name, hello)
             name = BoardId(peer.name)
             if name not in self.children:

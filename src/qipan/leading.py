@@ -16,6 +16,8 @@ SHARE = 0.25
 DRIFT = 1.1
 #: a report of silence is as good as the child's next one is far
 FRESH_S = 5.0
+#: reigns go up one by one; nobody is believed who knows of one so far ahead
+REIGNS_AHEAD_MAX = 1000
 
 
 def lead_s_of(lease_s: float) -> float:
@@ -36,8 +38,9 @@ class Lead:
     stamps: dict[str, float] = field(default_factory=dict)
     shipped: frozenset[str] | None = None
 
-    def came_back(self, child: str, stamp_s: float | None) -> None:
-        if stamp_s is not None:
+    def came_back(self, child: str, stamp_s: float | None, now_s: float) -> None:
+        """A stamp that is not before now is none of this process's."""
+        if stamp_s is not None and stamp_s <= now_s:
             self.stamps[child] = max(self.stamps.get(child, stamp_s), stamp_s)
 
     def followers(self, now_s: float) -> set[str]:

@@ -14,7 +14,7 @@ from qipan.errors import InvalidInput, NotAllowed, QipanError
 from qipan.grid import expects
 from qipan.identity import Unknown, Wallet, peer_of
 from qipan.identity.wallet import Members
-from qipan.leading import Claim
+from qipan.leading import REIGNS_AHEAD_MAX, Claim
 from qipan.shipping import Following
 from qipan.store import Store
 from qipan.succession import write_status
@@ -38,7 +38,7 @@ class Standby:
         self._following = Following(folder / f"{self.board}.db", self._carrier, self._carrier.ask)
         self._lineage, self._voters = "", tuple[str, ...]()
         self._claim = Claim(self.wallet.kept.lead_s, claimed=self.wallet.kept.reign)
-        self._known = (0, self._of)  # the reign that leads, and where
+        self._known = (self.wallet.kept.parent_reign, self._of)  # the reign that leads, and where
         self._door, self._began_s = threading.Lock(), time.monotonic()
         self._heard_s: float | None = None
         kept = folder / "standby" / "files"
@@ -64,6 +64,7 @@ class Standby:
         with self._door:
             self._lineage = str(words["lineage"])
             self._known = (reign, self._of)
+            self.wallet.follow(parent_reign=reign)
             self._claim.lead_s = float(words["lead_s"])
             if self._claim.claimed and reign > self._claim.claimed:
                 log.warning("reign %d leads: the claim of %d is given up", reign, self._claim.claimed)
@@ -98,6 +99,8 @@ class Standby:
             raise Unknown(f"this is the standby of {self.board} and does not lead")
         with self._door:
             reign = int(hello.get("reign") or 0)
+            if not self._claim.claimed and self._known[0] < reign <= self._known[0] + REIGNS_AHEAD_MAX:
+                self._known = (reign, self._known[1])
             self._claim.told(peer.name, float(hello["silent_s"]), reign, time.monotonic())
             known, url = self._known
             claimed = self._claim.claimed

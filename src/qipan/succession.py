@@ -2,6 +2,7 @@
 
 import json
 import logging
+import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,7 +15,7 @@ from qipan.clock import SystemClock
 from qipan.errors import QipanError
 from qipan.hardware import BoardId
 from qipan.identity import Peer, Unknown, Wallet, peer_of
-from qipan.leading import Follow, Lead, lead_s_of
+from qipan.leading import REIGNS_AHEAD_MAX, Follow, Lead, lead_s_of, most
 from qipan.shipping import Shipping
 from qipan.store import Store, StoreFolder
 from qipan.tree import Tree, next_incarnation
@@ -68,6 +69,8 @@ class Succession:
         self._standby = host.network.carrier(lambda: None)
         self._shipping: Shipping | None = None
         self._url, self._shipped, self._sending = "", b"", False
+        self._zero_s = secrets.randbelow(1 << 32)  # stamps of an earlier process are far from this one's
+        self._later: set[str] = set()  # who below said that a later reign leads
         if host.wallet.standby_urls():
             self._ship()
             self._lead.shipped = frozenset(host.wallet.voters())
@@ -93,22 +96,28 @@ class Succession:
         }  # fmt: skip
 
     def stamp(self, child: str, body: Any) -> list[Any]:
-        self._lead.came_back(child, float(body) if body is not None else None)
-        return [time.monotonic(), self.leads()]
+        now_s = time.monotonic()
+        self._lead.came_back(child, float(body) - self._zero_s if body is not None else None, now_s)
+        return [now_s + self._zero_s, self.leads()]
 
-    def met(self, hello: dict[str, Any]) -> None:
+    def met(self, peer: Peer, hello: dict[str, Any]) -> None:
         """A board below, or the standby, knows of a later reign: whoever leads by most boards goes above it; else it is not
         for us to lead.  Raises Unknown."""
         reign = int(hello.get("reign") or 0)
         own = self._host.wallet.kept.reign
         if reign <= own:
             return
+        if reign > own + REIGNS_AHEAD_MAX:
+            raise Unknown(f"{peer.name} knows of reign {reign}; this board is of reign {own}")
         if self._lead.shipped and self.leads():
             self._host.wallet.follow(reign=reign + 1)
             log.warning("reign %d was claimed by few: this board leads on as reign %d", reign, reign + 1)
             return
         if not self._lead.shipped:  # an old store, of before it had a standby
-            self._lead.shipped = frozenset(self._host.wallet.voters())
+            self._later.add(peer.name)
+            voters = self._host.wallet.voters()
+            if peer.role == "standby" or most(voters, self._later):
+                self._lead.shipped = frozenset(voters)
         raise Unknown(f"this board is of reign {own}; a later one, {reign}, was begun by its standby")
 
     def admit(self, peer: Peer, hello: dict[str, Any]) -> Admitted:
@@ -118,7 +127,7 @@ class Succession:
             raise Unknown(
                 f"{peer.name} has chips of its own, which are lost with its host; a standby is for a board that has none"
             )
-        self.met(hello)
+        self.met(peer, hello)
         if self._shipping is None:
             with host.lock:
                 self._ship()
@@ -195,7 +204,7 @@ class Succession:
         lead_s = float(words.get("lead_s", kept.lead_s))
         self._host.wallet.follow(parent_reign=reign, standbys=standbys, lead_s=lead_s)
         self._follow.reign, self._follow.lead_s = reign, lead_s
-        self._next_ask_s = 0.0
+        self._next_ask_s, self._echo = 0.0, None
 
     def _ask_parent(self) -> None:
         up = self._host.parent_link
