@@ -12,11 +12,14 @@ import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import msgspec
 import pytest
 
 from api_site import TOKEN, caller, served, submit
 from qipan.api import tenant_token
 from qipan.errors import InvalidInput, Unreachable
+from qipan.events import CommandReceived, HeldTask, Reserve, TasksHeld, without_launch
+from qipan.leases import EngineId, LeaseId, TaskId
 from qipan.outbound import post
 from qipan.webhooks import Courier, Webhooks
 
@@ -104,6 +107,25 @@ def test_facts_arrive_signed_in_order_and_a_retry_keeps_its_id(tmp_path, receive
 
 
 TINY_OTHER = "kind: train\nname: other\ntenant: poets\nrun: sleep 60\ndevices: 1\nlimits: {time: 12s, max_cost: 1 CNY}\n"
+
+
+def test_a_tasks_environment_goes_neither_to_a_webhook_nor_to_who_reads_its_events(tmp_path, receiver):
+    with served(tmp_path) as host, caller(host) as api:
+        api.post("/webhooks", params={"url": receiver.url, "allow_private": True})
+        submit(api, TINY_OTHER + "env: {HF_TOKEN: hf_of_poets}\n")
+        drain(Webhooks(host), 1e9)
+        order = host.tree.root.state.tasks[TaskId("other-1")].order
+        assert b"hf_of_poets" in order.launch, "engines need it"
+        read = api.get("/tasks/other-1/events").json()["events"]
+        for fact in (receiver.events()[0]["fact"], read[0]["fact"]):
+            assert (fact["order"]["name"], fact["order"]["launch"]) == ("other", "")
+    held = HeldTask(order, LeaseId("l"), 1, 1, True, "p", (), "east", 0.0, 0.0, 9.0)
+    for fact in (
+        CommandReceived(Reserve(order.task_id, LeaseId("l"), 1, 1, order, (), 9.0)),
+        TasksHeld(EngineId("east"), 1, 0.0, (held,)),
+    ):
+        assert base64.b64encode(order.launch) in msgspec.json.encode(fact)
+        assert base64.b64encode(order.launch) not in msgspec.json.encode(without_launch(fact))
 
 
 def test_a_tenant_sees_and_removes_its_own_only_and_allows_nothing_inside(tmp_path, receiver):

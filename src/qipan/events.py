@@ -6,7 +6,7 @@ Between boards and in the store they travel in an envelope with kind and version
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NewType
 
 import msgspec
@@ -434,6 +434,19 @@ def encode(message: Message, cause: str = "") -> bytes:
             message.kind, VERSIONS.get(message.kind, 1), cause, msgspec.Raw(msgspec.json.encode(message))
         )
     )
+
+
+def without_launch(fact: Fact) -> Fact:
+    """As people may see it: an order's `launch` has the task's environment in it, keys and passwords too."""
+    if isinstance(fact, TaskSubmitted):
+        return replace(fact, order=replace(fact.order, launch=b""))
+    if isinstance(fact, CommandReceived) and isinstance(fact.command, Reserve):
+        order = replace(fact.command.order, launch=b"")
+        return replace(fact, command=replace(fact.command, order=order))
+    if isinstance(fact, TasksHeld):
+        held = tuple(replace(one, order=replace(one.order, launch=b"")) for one in fact.held)
+        return replace(fact, held=held)
+    return fact
 
 
 def decode(payload: bytes, versions: Mapping[str, int] = VERSIONS, readers: Readers = READERS) -> Message:

@@ -29,6 +29,7 @@ from qipan.events import (
     TaskExited,
     TaskProgress,
     TaskSubmitted,
+    without_launch,
 )
 from qipan.hardware import BoardId, BoardSpec, Pool
 from qipan.journal import Journal
@@ -529,7 +530,7 @@ class Host:
                 "fact_id": fact_id,
                 "at_s": at_s,
                 "kind": fact_of(body).kind,
-                "fact": msgspec.to_builtins(fact_of(body)),
+                "fact": msgspec.to_builtins(without_launch(fact_of(body))),
             }
             for fact_id, at_s, body in rows
         ]

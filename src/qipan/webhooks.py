@@ -17,6 +17,7 @@ import msgspec
 
 from qipan.controller import fact_of
 from qipan.errors import InvalidInput, NotFound, OverLimit, QipanError
+from qipan.events import without_launch
 from qipan.host import Host
 from qipan.outbound import check_url, post
 
@@ -140,7 +141,7 @@ class Webhooks:
         for fact_id, at_s, task_id, body in found:
             if hook.tenant and not self._is_of(task_id, hook.tenant):
                 continue
-            fact = fact_of(body)
+            fact = without_launch(fact_of(body))
             event = {"type": fact.kind, "fact_id": fact_id, "task_id": task_id, "at_s": at_s, "fact": fact}
             return msgspec.json.encode(event), fact_id
         return None, found[-1][0] if len(found) == LOOK_FACTS else newest
