@@ -297,3 +297,30 @@ def test_a_task_is_kept_after_one_that_cannot_be_and_beside_a_manifest_that_cann
     stager.keep("a", tmp_path / "odd", 1, 0.0)
     assert waited_for(lambda: stager.settle("b", there, 1, 0.0)) == ""
     assert waited_for(lambda: stager.settle("b", there, 2, 0.0)) == ""
+
+
+def brought(stager, folder, attempt, saved_s=0.0):
+    """The end of a copy that is asked for until it comes."""
+
+    def look():
+        found = stager.arrive("t", folder, attempt, saved_s)
+        return found if found.state != "coming" else None
+
+    return waited_for(look)
+
+
+def two_sites(tmp_path):
+    """The storages of `here` and `away`, and a stager of `here`."""
+    own, other = at(tmp_path / "own"), replace(at(tmp_path / "other"), site=BoardId("away"))
+    return open_storage(own), open_storage(other), Stager(own, [own, other])
+
+
+def test_a_copy_that_nobody_waited_for_does_not_answer_for_a_newer_one(tmp_path, there):
+    _, away, stager = two_sites(tmp_path)
+    away.publish(there, "t", 2)
+    stager.arrive("t", tmp_path / "here", 2, 0.0)
+    waited_for(lambda: stager._copies["t"].ended)
+    (there / "step-1/COMMIT").write_text("of attempt 4")
+    away.publish(there, "t", 4)
+    assert brought(stager, tmp_path / "here", 4).state == "here"
+    assert same(there, tmp_path / "here")

@@ -31,6 +31,7 @@ class Arrival:
 
 @dataclass(slots=True)
 class _Copy:
+    wanted: tuple[int, float]  # attempt and saved_s
     progress: Progress
     source: str = ""
     ended: Arrival | None = None
@@ -63,13 +64,13 @@ class Stager:
 
     def arrive(self, name: str, folder: Path, attempt: int, saved_s: float) -> Arrival:
         """Let `folder` hold what attempt `attempt` of the task saved, wherever that lies; asked again, how far it is."""
-        copy = self._copies.get(name)
-        if copy is None:
-            copy = self._copies[name] = _Copy(Progress())
+        copy, wanted = self._copies.get(name), (attempt, saved_s)
+        if copy is None or (copy.ended is not None and copy.wanted != wanted):
+            copy = self._copies[name] = _Copy(wanted, Progress())
             threading.Thread(
                 target=self._bring, args=(copy, name, folder, attempt, saved_s), daemon=True
             ).start()
-        if copy.ended is not None:
+        if copy.ended is not None and copy.wanted == wanted:
             del self._copies[name]  # asked once more, it is looked for anew
             return copy.ended
         done = copy.progress.here_bytes + copy.progress.sent_bytes
