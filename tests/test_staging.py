@@ -309,18 +309,31 @@ def brought(stager, folder, attempt, saved_s=0.0):
     return waited_for(look)
 
 
-def two_sites(tmp_path):
-    """The storages of `here` and `away`, and a stager of `here`."""
-    own, other = at(tmp_path / "own"), replace(at(tmp_path / "other"), site=BoardId("away"))
-    return open_storage(own), open_storage(other), Stager(own, [own, other])
+def two_sites(tmp_path, capacity_bytes=0):
+    """A stager of `here`, and the storage of `away`."""
+    own = replace(at(tmp_path / "own"), capacity_bytes=capacity_bytes)
+    other = replace(at(tmp_path / "other"), site=BoardId("away"))
+    return Stager(own, [own, other], again_s=0.0), open_storage(other)
 
 
 def test_a_copy_that_nobody_waited_for_does_not_answer_for_a_newer_one(tmp_path, there):
-    _, away, stager = two_sites(tmp_path)
+    stager, away = two_sites(tmp_path)
     away.publish(there, "t", 2)
     stager.arrive("t", tmp_path / "here", 2, 0.0)
     waited_for(lambda: stager._copies["t"].ended)
     (there / "step-1/COMMIT").write_text("of attempt 4")
     away.publish(there, "t", 4)
     assert brought(stager, tmp_path / "here", 4).state == "here"
+    assert same(there, tmp_path / "here")
+
+
+def test_what_could_not_be_kept_is_not_replaced_by_older_work(tmp_path, there):
+    stager, away = two_sites(tmp_path, capacity_bytes=1)
+    away.publish(there, "t", 4)
+    fill(tmp_path / "here", {"newest": 100})
+    assert "is full" in waited_for(lambda: stager.settle("t", tmp_path / "here", 5, 0.0))
+    assert brought(stager, tmp_path / "here", 5).state == "here"
+    assert (tmp_path / "here/newest").exists()
+    away.publish(there, "t", 6)
+    assert brought(stager, tmp_path / "here", 6).state == "here"
     assert same(there, tmp_path / "here")

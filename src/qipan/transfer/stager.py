@@ -38,9 +38,13 @@ class _Copy:
 
 
 class Stager:
-    """`own`: the board's storage; `storages`: all that are known, its own among them; `ways`: links between their sites."""
+    """`own`: the board's storage; `storages`: all that are known, its own among them; `ways`: links between their sites.
+    `again_s`: what could not be kept is tried again after so long."""
 
-    def __init__(self, own: Storage, storages: Iterable[Storage], ways: Iterable[Link] = ()) -> None:
+    def __init__(
+        self, own: Storage, storages: Iterable[Storage], ways: Iterable[Link] = (), again_s: float = AGAIN_S
+    ) -> None:
+        self._again_s = again_s
         self._own, self._keep_s = open_storage(own), own.keep_s
         self._others = {store.site: store for store in storages if store.site != own.site}
         self._opened: dict[BoardId, ContentStorage] = {own.site: self._own}
@@ -81,6 +85,10 @@ class Stager:
         )
 
     def _bring(self, copy: _Copy, name: str, folder: Path, attempt: int, saved_s: float) -> None:
+        kept = self._kept.get(name)
+        if kept is not None and kept[1] and kept[0] >= attempt and folder.exists():
+            copy.ended = Arrival("here")  # it could not be kept: what others have is older than this folder
+            return
         try:
             site, manifest = self._find(name, attempt, saved_s)
             if manifest is not None and site != self._site:
@@ -163,7 +171,7 @@ class Stager:
             except (QipanError, OSError, ValueError) as error:
                 why = str(error)
                 if number + 1 < tries:
-                    time.sleep(AGAIN_S)
+                    time.sleep(self._again_s)
         return why
 
     def _let_go(self) -> None:
