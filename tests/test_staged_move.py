@@ -8,13 +8,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from qipan.clock import SystemClock
+from qipan.clock import ManualClock, SystemClock
 from qipan.curves import Curve, Need, Point
+from qipan.engines.launcher import Holding
+from qipan.engines.leaf import LeafEngine
 from qipan.engines.make import leaf_engine
 from qipan.errors import InvalidInput
 from qipan.events import LeaseGranted, LeaseRefused, Reserve, Start, Stop, TaskExited, TaskStarted
 from qipan.hardware import BoardId, BoardSpec, ChipClassId, Pool, PoolId, Storage
-from qipan.leases import LeaseId, Order, TaskId
+from qipan.leases import EngineId, LeaseId, Order, TaskId
 from qipan.network import Link, link_between
 from qipan.transfer import Stager
 from qipan.transfer.serve import server
@@ -114,6 +116,63 @@ def test_a_storage_that_does_not_answer_is_waited_for(tmp_path):
     b = Dc("b", tmp_path, [away, own], own)
     b.reserve(1, 1)
     assert "a/store does not answer" in b.until(LeaseRefused).why
+
+
+class Gone:
+    """A launcher whose supervisors begin and are gone at once."""
+
+    def adopt(self, prefix, holds): ...
+    def hold(self, hold): ...
+    def release(self, hold): ...
+    def devices(self):
+        return {CHIP: 2}
+
+    def environment(self, hold):
+        return {}
+
+    def command(self, hold, run):
+        return []
+
+    def groups(self, hold):
+        return "", [], []
+
+    def look(self, hold):
+        return Holding("held")
+
+    def start(self, hold, attempt):
+        (attempt / "pid.json").write_text('{"started_s": 100.0}')
+
+    def lives(self, hold, attempt):
+        return False
+
+    def sweep(self):
+        return True
+
+
+class Slow:
+    """A stager that keeps nothing until it is told to."""
+
+    kept = None
+
+    def settle(self, name, folder, attempt, saved_s):
+        return self.kept
+
+
+def test_nobody_pays_while_what_a_lost_attempt_saved_is_being_kept(tmp_path):
+    pool = Pool(PoolId("a/a"), BoardId("a"), CHIP, 2, 2, 1)
+    board, clock, stager = BoardSpec(BoardId("a"), pools=(pool,)), ManualClock(100.0), Slow()
+    engine = LeafEngine(EngineId("a"), board, tmp_path, clock, tmp_path / "saved", Gone(), stager=stager)
+    point = Point("p", (Need(CHIP, 1),), 1.0, 1.0, 1.0)
+    launch = msgspec.json.encode(Launch(Task("train", "t", run=COUNT)))
+    order = Order(TaskId("t"), "alice", "t", Curve((point,), 10.0), 1, 0.0, launch=launch)
+    engine.reserve(Reserve(TaskId("t"), LeaseId("a"), 1, 1, order, point.needs, 9_000.0))
+    engine.start(Start(TaskId("t"), LeaseId("a"), 1, 2, 1, (point,)))
+    for now_s in (110.0, 400.0):
+        clock.advance_to(now_s)
+        assert not any(isinstance(fact, TaskExited) for _, fact in engine.observe(0))
+    stager.kept = ""
+    [exited] = [fact for _, fact in engine.observe(0) if isinstance(fact, TaskExited)]
+    assert (exited.outcome, exited.usage.device_s) == ("lost", 10.0)
 
 
 SITE = """

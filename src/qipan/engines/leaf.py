@@ -98,6 +98,7 @@ class Reading:
     finished: bool = False
     waited_since_s: float = 0.0  # for the supervisor's first sign
     lived: bool = False  # this engine has seen its supervisor
+    gone_s: float = 0.0  # when it ended, once its supervisor is gone: keeping what it saved is not charged
 
 
 class LeafEngine:
@@ -488,10 +489,11 @@ class LeafEngine:
         elif pid is not None:
             if read_json(folder / "exit.json") is not None:
                 return  # it ended while we looked: the next look reads how
+            reading.gone_s = reading.gone_s or self._gone_s(folder, reading, float(str(pid["started_s"])))
             gone = {
                 "code": None,
                 "started_s": pid["started_s"],
-                "ended_s": self._gone_s(folder, reading, float(str(pid["started_s"]))),
+                "ended_s": reading.gone_s,
                 "ended_by": "machine",
             }
             self._end(task_id, held, folder, reading, gone)
