@@ -27,7 +27,9 @@ from qipan.hardware import BoardId, BoardSpec, Pool
 from qipan.host import LOOP_S, Host, TaskView
 from qipan.identity import Peer, Token, Unknown, Wallet, peer_of
 from qipan.identity.wallet import joining_context
+from qipan.journal.exchange import Placed
 from qipan.leases import EngineId, Receipt
+from qipan.market.clearing import Bid
 from qipan.planner import Plan
 from qipan.succession import Succession
 from qipan.workload import Task
@@ -218,6 +220,9 @@ class GridHost(Host):
     def _run(self) -> None:
         while not self._stop.is_set():
             self.step()
+            if self.leads():
+                self.trade()
+                self.forget()
             self._look()
             if any(engine.running() for engine in self.engines.values()):
                 self._news.wait(LOOP_S)
@@ -487,6 +492,14 @@ class GridHost(Host):
             super().cancel(task_id, by)
         else:
             self._up.ask("cancel", [task_id, by])
+
+    def raise_budget(self, task_id: str, budget_micro_cny: int, by: str) -> None:
+        self._must_lead()
+        super().raise_budget(task_id, budget_micro_cny, by)
+
+    def place_order(self, product: str, bid: Bid, trader: str) -> Placed:
+        self._must_lead()
+        return super().place_order(product, bid, trader)
 
     def events(self, task_id: str, after: int = 0) -> list[dict[str, Any]]:
         if self._up is None:

@@ -140,14 +140,13 @@ class Host:
             self._rounds()
         self._take_up()
         self.keep_s, self._forgot_s = keep_s, float("-inf")
-        stock = [
+        self._stock = [
             Stock(
                 pool.site, board.region, pool.chip_class, pool.devices, pool.tariff_micro_cny_per_device_hour
             )
             for board in site.root.walk()
             for pool in board.pools
         ]
-        self.exchange = Exchange(Journal(self.store.db), stock, lambda: secrets.token_hex(16), self.ready)
         self._trade_s: float | None = 0.0
         self._lessons: dict[str, list[tuple[Place, Seen]]] = {}  # of each task that ended
         self._beliefs: dict[Place, Belief] = {}
@@ -229,6 +228,11 @@ class Host:
     @property
     def store(self) -> Store:
         return self.stores[self.site.root.board]
+
+    @property
+    def exchange(self) -> Exchange:
+        """On the store's database of now: it is watched from when a standby comes."""
+        return Exchange(Journal(self.store.db), self._stock, lambda: secrets.token_hex(16), self.ready)
 
     # ---- the loop --------------------------------------------------------------------------------------------------
 
