@@ -11,13 +11,21 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import msgspec
 import pytest
 
+import qipan.grid
 from qipan.client import Client, Task
 from qipan.errors import QipanError, Unreachable
-from qipan.identity import Wallet
+from qipan.grid import GridHost
+from qipan.hardware import BoardId, BoardSpec
+from qipan.identity import Peer, Unknown, Wallet
+from qipan.identity.wallet import Member
 from qipan.leading import Claim, Follow, Lead, most
+from qipan.market.clearing import Bid
 from qipan.standby import Standby
+from qipan.store.changes import Watched
+from qipan.workload.site import Site
 from test_grid import free_port, until
 
 LEASE_S = 20
@@ -128,6 +136,81 @@ def test_an_old_board_that_follows_as_a_standby_never_claims_the_reign_it_follow
     for name in "ab":
         again._claim.told(name, 1000.0, 1, time.monotonic())
     assert not again._step()
+
+
+@pytest.fixture
+def board(tmp_path):
+    """A board `cn` with two members below and a standby that has followed."""
+    wallet = Wallet.found(tmp_path / "identity", "cn", time.time)
+    members = (
+        Member(("cn", "a"), ""),
+        Member(("cn", "b"), ""),
+        Member(("cn",), "", "standby", url="grid://there:1"),
+    )
+    wallet._keep(msgspec.structs.replace(wallet.kept, members=members, shipped=("b",)))
+    made = GridHost(Site(BoardSpec(BoardId("cn"))), tmp_path)
+    yield made
+    made.close()
+
+
+def test_a_board_that_does_not_lead_takes_no_budget_and_no_order(board, monkeypatch):
+    monkeypatch.setattr(qipan.grid, "LEAD_WAIT_S", 0.0)
+    with pytest.raises(Unreachable, match="does not lead"):
+        board.raise_budget("cn-1", 1, "me")
+    with pytest.raises(Unreachable, match="does not lead"):
+        board.place_order("slot", Bid("one", "buy", 1, 1), "me")
+    assert isinstance(board.exchange._db, Watched), "the standby follows the market, too"
+
+
+def test_a_board_that_starts_again_counts_the_voters_that_its_standby_counts(board):
+    board._succession.stamp("b", board._succession.stamp("b", None)[0])
+    assert not board.leads(), "one of the two that it counts itself"
+    board._succession.stamp("a", board._succession.stamp("a", None)[0])
+    assert board.leads()
+    board._succession._lead.stamps.pop("b")
+    board.wallet.revoke("b")
+    assert not board.leads(), "most of its own, but the standby counts b yet"
+
+
+class Deaf:
+    """A link to a board below that does not answer."""
+
+    def __init__(self, told: list[str]) -> None:
+        self.told, self.connection, self.connected, self.heard_s = told, self, True, time.monotonic()
+
+    def ask(self, question: str, *_more: object) -> None:
+        self.told.append(question)
+        raise Unreachable("no answer")
+
+    def drop(self, why: str) -> None:
+        self.told.append(why)
+
+
+def test_boards_below_are_told_that_a_standby_was_taken_out_each_by_itself(board):
+    told: list[str] = []
+    board._succession._standby = Deaf(told)
+    for child in board.children.values():
+        child.carrier = Deaf(told)
+    board._succession.look()
+    assert "parents" not in told
+    board.wallet.revoke("cn")
+    board._succession.look()
+    until(lambda: len(told) == 5, 5)
+    assert told.count("parents") == 2, "one that does not answer keeps nobody else from it"
+    assert "the standby was taken out of the grid" in told
+
+
+def test_one_board_below_that_makes_up_a_reign_does_not_stop_its_parent(board):
+    board._succession._lead.shipped = None
+    a, b = (Peer(("cn", name), "board", 1, 0.0) for name in "ab")
+    with pytest.raises(Unknown, match="knows of reign"):
+        board._succession.met(a, {"reign": 2**64 - 1})
+    with pytest.raises(Unknown, match="later one"):
+        board._succession.met(a, {"reign": 3})
+    assert board.leads()
+    with pytest.raises(Unknown, match="later one"):
+        board._succession.met(b, {"reign": 3})
+    assert not board.leads()
 
 
 class Grid:

@@ -24,6 +24,7 @@ from qipan.workload.site import Site
 log = logging.getLogger("qipan.standby")
 
 ASKS_IN_A_LEAD = 4
+TELL_S = 3.0  # to tell a board below who may take this board over
 WITNESS_S = 3.0  # to ask a standby who leads
 STATUS = "grid.json"
 #: what a standby needs beside the store: who may be let in, what boards below have, what signs receipts and tokens
@@ -71,9 +72,10 @@ class Succession:
         self._url, self._shipped, self._sending = "", b"", False
         self._zero_s = secrets.randbelow(1 << 32)  # stamps of an earlier process are far from this one's
         self._later: set[str] = set()  # who below said that a later reign leads
-        if host.wallet.standby_urls():
+        self._told_urls = host.wallet.standby_urls()
+        if self._told_urls:
             self._ship()
-            self._lead.shipped = frozenset(host.wallet.voters())
+            self._lead.shipped = frozenset(kept.shipped or host.wallet.voters())
         self._follow = Follow(kept.parent_reign, time.monotonic(), kept.lead_s)
         self._echo: float | None = None
         self._next_ask_s, self._asking, self._witnessing = 0.0, False, False
@@ -184,13 +186,22 @@ class Succession:
             finally:
                 self._sending = False
             self._shipped, self._lead.shipped = body, voters
-            if url not in host.wallet.standby_urls():
-                host.wallet.standby_follows(url)
-                for child in list(host.below.values()):
-                    if child.carrier.connected:
-                        child.carrier.ask("parents", self.words())
+            host.wallet.follow(shipped=tuple(sorted(voters)))
+            host.wallet.standby_follows(url)
 
         host.network.work(send)
+
+    def _tell_below(self) -> None:
+        """Who may take this board over now.  A board that does not answer learns it when it connects again."""
+        for name, child in sorted(self._host.below.items()):
+            connection = child.carrier.connection
+            if connection is None:
+                continue
+            try:
+                child.carrier.ask("parents", self.words(), TELL_S)
+            except QipanError as error:
+                log.warning("%s was not told of the standby: %s", name, error)
+                connection.drop("it is told of the standby when it connects again")
 
     # ---- of its parent -------------------------------------------------------------------------------------------------
 
@@ -266,9 +277,15 @@ class Succession:
 
     def look(self) -> None:
         host, now_s = self._host, time.monotonic()
+        urls = host.wallet.standby_urls()
+        if urls != self._told_urls:
+            self._told_urls = urls
+            host.network.work(self._tell_below)
         if self._shipping is not None:
             self._shipping.flush()
-            if self._standby.connected and self._url:
+            if self._standby.connection is not None and not host.wallet.standbys():
+                self._standby.connection.drop("the standby was taken out of the grid")
+            elif self._standby.connected and self._url:
                 self._send_files()
         if host.parent_link is not None and host.wallet.kept.standbys:
             if host.parent_link.connected and not self._asking and now_s >= self._next_ask_s:

@@ -42,7 +42,8 @@ class Member(msgspec.Struct, frozen=True):
 
 class Members(msgspec.Struct, frozen=True):
     """`place`: this board's; `parent` "" at the top.  `reign`: how often a standby took this board over; `parent_reign`: the
-    latest one of its parent that it followed; `standbys`: where the parent's standbys are; `lead_s`: see `leading`."""
+    latest one of its parent that it followed; `standbys`: where the parent's standbys are; `lead_s` and `shipped`, the voters that
+    its own standby counts: see `leading`."""
 
     place: tuple[str, ...]
     parent: str = ""
@@ -53,6 +54,7 @@ class Members(msgspec.Struct, frozen=True):
     parent_reign: int = 0
     standbys: tuple[str, ...] = ()
     lead_s: float = 15.0
+    shipped: tuple[str, ...] = ()
 
 
 class Wallet:
@@ -290,7 +292,7 @@ class Wallet:
         self.take(_pem((signer.board(request, self.place, self._now_s()), *signer.above)))
 
     def follow(self, **changed: Any) -> None:
-        """Note whom this board follows: `parent`, `parent_reign`, `standbys`, `lead_s`; or its own `reign`."""
+        """Note whom this board follows: `parent`, `parent_reign`, `standbys`, `lead_s`; or its own `reign`, `shipped`."""
         with self._lock:
             self._reload()
             kept = msgspec.structs.replace(self.kept, **changed)
@@ -307,11 +309,20 @@ class Wallet:
 
     def voters(self) -> tuple[str, ...]:
         """The boards right below that are members."""
-        self._reload()
-        return tuple(sorted(m.place[-1] for m in self.kept.members if m.role == "board" and not m.revoked))
+        with self._lock:
+            self._reload()
+            kept = self.kept
+        return tuple(sorted(m.place[-1] for m in kept.members if m.role == "board" and not m.revoked))
+
+    def standbys(self) -> tuple[Member, ...]:
+        with self._lock:
+            self._reload()
+            kept = self.kept
+        return tuple(m for m in kept.members if m.role == "standby" and not m.revoked)
 
     def standby_urls(self) -> tuple[str, ...]:
-        return tuple(m.url for m in self.kept.members if m.role == "standby" and not m.revoked and m.url)
+        """Of those that have followed."""
+        return tuple(member.url for member in self.standbys() if member.url)
 
     def crown(self, folder: Path, kept: Members) -> None:
         """Of a standby: make the identity of the board itself in `folder`, signed by the standby's own authority."""
@@ -328,7 +339,8 @@ class Wallet:
             msgspec.structs.replace(member, revoked=True) if member.role == "standby" else member
             for member in kept.members
         )
-        _write(part / "members.json", msgspec.json.encode(msgspec.structs.replace(kept, members=members)))
+        kept = msgspec.structs.replace(kept, members=members, shipped=())
+        _write(part / "members.json", msgspec.json.encode(kept))
         part.rename(folder)
 
     # ---- TLS -----------------------------------------------------------------------------------------------------------
@@ -367,8 +379,8 @@ class Wallet:
         changed = (self.folder / "members.json").stat().st_mtime_ns
         if changed == self._read_ns:
             return
-        self._read_ns = changed
         self.kept = msgspec.json.decode((self.folder / "members.json").read_bytes(), type=Members)
+        self._read_ns = changed
 
     def _keep_member(self, member: Member) -> None:
         members = tuple(
