@@ -11,7 +11,9 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from qipan.cli.storage import app as commands
 from qipan.errors import InvalidInput, NotAllowed, OverLimit, QipanError, Unreachable
 from qipan.hardware import BoardId, Storage
 from qipan.staging import (
@@ -173,7 +175,7 @@ def test_other_bytes_than_the_name_says_are_refused(tmp_path, there):
     path.write_bytes(b"x" + path.read_bytes()[1:])
     with pytest.raises(QipanError, match="came with other bytes"):
         fetch(storage, whole, tmp_path / "here", Progress())
-    assert chunk not in {found for _, found in hashes(tmp_path / "here.incoming", CHUNK_BYTES)}
+    assert chunk not in {found for _, found in hashes(tmp_path / "here.qipan-incoming", CHUNK_BYTES)}
     assert not (tmp_path / "here").exists()
 
 
@@ -264,6 +266,32 @@ def test_a_storage_that_cannot_be_is_refused():
         open_storage(at("some/folder"))
     with pytest.raises(InvalidInput, match="no option 'endpoint' for file"):
         open_storage(at("/tmp/x", endpoint="y"))
+
+
+def get(*words):
+    """`qipan storage get`, in this process."""
+    return CliRunner().invoke(commands, ["get", *map(str, words)])
+
+
+def test_a_folder_that_holds_something_is_replaced_only_when_that_is_said(tmp_path, there):
+    open_storage(at(tmp_path / "storage")).publish(there, "t")
+    fill(tmp_path, {"here/mine": 10, "here.before/mine": 10, "here.incoming/mine": 10})
+    refused = get(tmp_path / "storage", "t", tmp_path / "here").exception
+    assert isinstance(refused, InvalidInput)
+    assert "say --replace" in str(refused)
+    assert (tmp_path / "here/mine").exists()
+    assert get(tmp_path / "storage", "t", tmp_path / "here", "--replace").exit_code == 0
+    assert same(there, tmp_path / "here")
+    assert (tmp_path / "here.before/mine").exists()
+    assert (tmp_path / "here.incoming/mine").exists()
+
+
+def test_a_folder_comes_to_where_one_stands(tmp_path, there, monkeypatch):
+    open_storage(at(tmp_path / "storage")).publish(there, "t")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert get(tmp_path / "storage", "t", ".").exit_code == 0
+    assert same(there, tmp_path / "here")
 
 
 # ---- keeping -----------------------------------------------------------------------------------------------------------

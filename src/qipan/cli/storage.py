@@ -47,6 +47,9 @@ def get(
     folder: Path,
     option: Options = None,
     rate: Annotated[str, typer.Option(help="At most so fast: 200Mbit/s, 40MB/s.")] = "",
+    replace: Annotated[
+        bool, typer.Option("--replace", help="FOLDER holds something already: what is not kept as NAME goes.")
+    ] = False,
     json_: Json = False,
 ) -> None:
     """FOLDER becomes what the storage at URL keeps as NAME.  Cut off, it goes on where it was when it is called again."""
@@ -58,6 +61,11 @@ def get(
     from qipan.transfer import Progress, fetch
     from qipan.transfer.fetch import Pace
 
+    folder = folder.resolve()  # "." has no name to lay the copy beside
+    if folder.exists() and (not folder.is_dir() or (any(folder.iterdir()) and not replace)):
+        raise InvalidInput(
+            f"{folder} is no empty folder; name another, or say --replace: what is not kept as {name!r} goes from it"
+        )
     storage, progress, began_s = _opened(url, option), Progress(), time.monotonic()
     manifest = storage.manifest(name)
     if manifest is None:

@@ -47,8 +47,8 @@ class Pace:
 def fetch(
     source: ContentStorage, manifest: Manifest, folder: Path, progress: Progress, pace: Pace | None = None, workers: int = WORKERS
 ) -> None:  # fmt: skip
-    """`folder` becomes what the manifest says.  Raises Unreachable, QipanError; called again it goes on."""
-    incoming, before = folder.with_name(f"{folder.name}.incoming"), folder.with_name(f"{folder.name}.before")
+    """`folder` becomes what the manifest says; what else it held goes.  Raises Unreachable, QipanError; called again it goes on."""
+    incoming, before = (folder.with_name(f"{folder.name}.qipan-{what}") for what in ("incoming", "before"))
     shutil.rmtree(before, ignore_errors=True)
     old, parts = hashes(folder, manifest.chunk_bytes), hashes(incoming, manifest.chunk_bytes)
     found = {chunk: (folder / place.path, place.offset) for place, chunk in old}
