@@ -4,6 +4,7 @@ own: an engine asks, and looks again."""
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -85,8 +86,9 @@ class Stager:
         )
 
     def _bring(self, copy: _Copy, name: str, folder: Path, attempt: int, saved_s: float) -> None:
-        kept = self._kept.get(name)
-        if kept is not None and kept[1] and kept[0] >= attempt and folder.exists():
+        kept_attempt, why = self._kept.get(name, (0, ""))
+        unkept = max(kept_attempt if why else 0, _noted(folder))
+        if unkept and unkept >= attempt and folder.exists():
             copy.ended = Arrival("here")  # it could not be kept: what others have is older than this folder
             return
         try:
@@ -156,6 +158,7 @@ class Stager:
             if order is not None:
                 why = self._publish(name, *order, tries=TRIES if final else 1)
                 if final:
+                    _note(order[0], order[1] if why else 0)
                     with self._news:
                         self._kept[name] = (order[1], why)
             if time.monotonic() - self._released_s > RELEASE_S:
@@ -179,3 +182,23 @@ class Stager:
             self._own.release(time.time(), self._keep_s)
         except (QipanError, OSError):
             return  # in an hour again: what cannot be let go must not end the keeping
+
+
+def _note(folder: Path, attempt: int) -> None:
+    """Beside the folder, for a board that starts again: the attempt whose work lies only there; 0: none."""
+    with suppress(OSError):  # a full disk: this process knows it all the same
+        if attempt:
+            _mark(folder).write_text(str(attempt))
+        else:
+            _mark(folder).unlink(missing_ok=True)
+
+
+def _noted(folder: Path) -> int:
+    try:
+        return int(_mark(folder).read_text())
+    except (OSError, ValueError):
+        return 0
+
+
+def _mark(folder: Path) -> Path:
+    return folder.with_name(f"{folder.name}.qipan-unkept")
