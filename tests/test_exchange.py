@@ -93,9 +93,10 @@ def test_what_a_provider_had_not_ready_is_paid_back_with_the_penalty():
     assert exchange._journal.check().problems == ()
 
 
+@pytest.mark.parametrize("later_s", [0, 60])
 @pytest.mark.parametrize("stop", range(1, 8))
-def test_a_step_that_was_interrupted_is_done_again_once(stop):
-    """The process dies before or after any write of clearing and settling."""
+def test_a_step_that_was_interrupted_is_done_again_once(stop, later_s):
+    """The process dies before or after any write of clearing and settling, and is back at once or a minute later."""
 
     class Dies(Exception):
         pass
@@ -116,10 +117,51 @@ def test_a_step_that_was_interrupted_is_done_again_once(stop):
         try:
             exchange.tick(now_s)
         except Dies:
-            exchange.tick(now_s)
+            exchange.tick(now_s + later_s)
     assert money(exchange)["platform/fee"] == pytest.approx(0.24)
     assert [one.state for one in exchange.auctions()] == ["settled"]
     assert exchange._journal.check().problems == ()
+
+
+@pytest.mark.parametrize("limit", [5, 0.5])
+def test_what_was_paid_before_the_slot_is_cleared_after_its_begin(limit, monkeypatch):
+    """The process dies between the payments and the mark; at the lower limit nobody buys, and the holds are given back."""
+    exchange = open_exchange(open_database(None))
+    exchange.place(SLOT, Bid("b", "buy", 2, int(limit * CNY)), "a", START_S - 8000)
+    exchange.place(SLOT, Bid("s", "sell", 2, CNY), "dc1", START_S - 8000)
+    with monkeypatch.context() as patch:
+        patch.setattr(exchange, "_mark", dies)
+        with pytest.raises(KeyboardInterrupt):
+            exchange.tick(GATE_S)
+    assert exchange.tick(START_S + 1) == END_S
+    assert exchange.tick(END_S) is None
+    assert [one.state for one in exchange.auctions()] == ["settled"]
+    paid = 2 if limit > 1 else 0
+    assert money(exchange)["tenant/a"] == 100 - paid
+    assert money(exchange).get("provider/dc1", 0) == pytest.approx(paid * 0.98)
+    assert f"escrow/{SLOT}" not in money(exchange)
+
+
+def dies(*_of: object) -> None:
+    raise KeyboardInterrupt
+
+
+def test_a_product_that_goes_wrong_does_not_stop_the_others(monkeypatch):
+    exchange = open_exchange(open_database(None))
+    fill_book(exchange)
+    later = "sim/a@east/firm/480001"
+    exchange.place(later, Bid("later", "buy", 1, CNY), "a", START_S - 8000)
+    exchange.tick(GATE_S)
+
+    def wrong(*_of: object) -> None:
+        raise QipanError("its run was begun with other inputs")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(exchange, "_settle", wrong)
+        assert exchange.tick(END_S) == END_S + 60
+    assert {one.product: one.state for one in exchange.auctions()} == {SLOT: "cleared", later: "void"}
+    exchange.tick(END_S + 60)
+    assert {one.product: one.state for one in exchange.auctions()} == {SLOT: "settled", later: "void"}
 
 
 def test_what_nobody_cleared_in_time_is_void_and_paid_back():

@@ -2,6 +2,7 @@
 commits to a seed, is cleared once its gate is closed and settled once its slot is over.  Every step may be interrupted
 anywhere and done again: its keys are those of the product and the orders.  Clauses A-1 to A-12 of docs/rules/market.md."""
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -9,8 +10,8 @@ import msgspec
 
 from qipan.errors import InvalidInput, NotFound, OverLimit, QipanError
 from qipan.journal import Journal
-from qipan.journal.settling import run
-from qipan.ledger.requests import CaptureHold, PlaceHold, Post, Refused, Request, VoidHold
+from qipan.journal.settling import begun, run
+from qipan.ledger.requests import CaptureHold, HoldState, PlaceHold, Post, Refused, Request, VoidHold
 from qipan.ledger.transfer import move, shown
 from qipan.market.auction import (
     HOUR_S,
@@ -30,7 +31,9 @@ from qipan.settlement.service import Service
 from qipan.settlement.settle import Period, Sale
 from qipan.settlement.tariffs import TariffSheet
 
+log = logging.getLogger("qipan.market")
 AHEAD_S_MAX = 30 * 86400
+AGAIN_S = 60.0  # after something went wrong with a product
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,26 +237,30 @@ class Exchange:
     # ---- time ------------------------------------------------------------------------------------------------------
 
     def tick(self, now_s: float) -> float | None:
-        """Clear and settle what is due; when there is something to do by time alone."""
+        """Clear and settle what is due; when there is something to do by time alone.  A product that goes wrong does not stop the
+        others: it is tried again later."""
         self._journal.expire(now_s)
         times = []
         for product_id, gate_s, state in self._db.rows(
             "SELECT product, gate_s, state FROM auctions WHERE state IN ('open', 'cleared') ORDER BY gate_s, product"
         ):
-            end_s = float(read_product(product_id).start_s + HOUR_S)
-            if state == "open" and gate_s <= now_s:
-                state = self._clear(product_id, now_s)
-            if state == "cleared" and end_s <= now_s:
-                self._settle(product_id, now_s)
-            elif state != "void":
-                times.append(gate_s if state == "open" else end_s)
+            try:
+                end_s = float(read_product(product_id).start_s + HOUR_S)
+                if state == "open" and gate_s <= now_s:
+                    state = self._clear(product_id, now_s)
+                if state == "cleared" and end_s <= now_s:
+                    self._settle(product_id, now_s)
+                elif state != "void":
+                    times.append(gate_s if state == "open" else end_s)
+            except QipanError as error:
+                log.warning("%s waits %.0f s: %s", product_id, AGAIN_S, error)
+                times.append(now_s + AGAIN_S)
         return min(times, default=None)
 
     def _clear(self, product_id: str, now_s: float) -> str:
         auction, _, seed, _ = self._read(product_id)
-        late = (
-            now_s >= read_product(product_id).start_s
-        )  # the holds have run out, and so has the time to plan for it
+        # the holds have run out, and so has the time to plan for it; what was paid before is cleared to its end
+        late = now_s >= read_product(product_id).start_s and not self._was_paid(auction)
         clearing = NOTHING if late else close(auction, seed, now_s)
         state, filled = "void" if late else "cleared", _filled(clearing)
         requests: list[Request] = []
@@ -278,19 +285,22 @@ class Exchange:
         self._mark(product_id, state, clearing)
         return state
 
+    def _was_paid(self, auction: Auction) -> bool:
+        """Holds are captured and voided by a clearing only, all in one transaction."""
+        holds = (self._journal.hold(order.escrow) for order in auction.orders if order.bid.side == "buy")
+        return any(hold is not None and hold.state in (HoldState.POSTED, HoldState.VOIDED) for hold in holds)
+
     def _settle(self, product_id: str, now_s: float) -> None:
         """Each provider is paid for what it had ready when the slot ended; for the rest its buyers are paid back, with the penalty."""
         auction, clearing, _, _ = self._read(product_id)
         if clearing is not None and clearing.devices and clearing.sell_price_micro_cny:
-            sales = self._sales(auction, clearing)
-            sheet = TariffSheet("exchange", "market", now_s, now_s, now_s + HOUR_S, ())
-            terms = Terms()
-            run(
-                self._journal,
-                Period(f"slot/{product_id}", (), sales, sheet, terms, Service()),
-                "provisional",
-                now_s,
-            )
+            name = f"slot/{product_id}"
+            period = begun(self._journal, name, "provisional")
+            if period is None:
+                at_s = float(now_s)  # as it is read back
+                sheet = TariffSheet("exchange", "market", at_s, at_s, at_s + HOUR_S, ())
+                period = Period(name, (), self._sales(auction, clearing), sheet, Terms(), Service())
+            run(self._journal, period, "provisional", now_s)
         self._mark(product_id, "settled", clearing)
 
     def _sales(self, auction: Auction, clearing: Clearing) -> tuple[Sale, ...]:

@@ -29,6 +29,12 @@ def run(journal: Journal, period: Period, kind: Kind, now_s: float) -> tuple[Row
     return rows_of(journal, run_id)
 
 
+def begun(journal: Journal, name: str, kind: Kind) -> Period | None:
+    """What the run of this period was begun with; None when it was not."""
+    row = journal.db.row("SELECT inputs FROM settlement_runs WHERE run_id = ?", (f"settle/{name}/{kind}",))
+    return None if row is None else msgspec.json.decode(row[0], type=Period)
+
+
 def rows_of(journal: Journal, run_id: str) -> tuple[Row, ...]:
     found = journal.db.rows("SELECT body FROM settlement_rows WHERE run_id = ? ORDER BY line", (run_id,))
     return tuple(msgspec.json.decode(row[0], type=Row) for row in found)
