@@ -177,6 +177,8 @@ def test_what_nobody_cleared_in_time_is_void_and_paid_back():
     [
         ("A-11", "sim/none@east/firm/480000", Bid("x", "buy", 1, CNY), "a"),
         ("A-11", SLOT, Bid("x", "sell", 5, CNY), "dc1"),
+        ("A-11", SLOT, Bid("x", "sell", 2, CNY), "dc1"),
+        ("A-11", SLOT.replace("firm", "spot"), Bid("x", "sell", 2, CNY), "dc1"),
         ("A-11", SLOT, Bid("x", "sell", 1, CNY), "a"),
         ("A-1", "sim/a@east/firm/470000", Bid("x", "buy", 1, CNY), "a"),
         ("A-1", "sim/a@east/firm/490000", Bid("x", "buy", 1, CNY), "a"),

@@ -15,6 +15,7 @@ from qipan.ledger.requests import CaptureHold, HoldState, PlaceHold, Post, Refus
 from qipan.ledger.transfer import move, shown
 from qipan.market.auction import (
     HOUR_S,
+    QUALITIES,
     Auction,
     Order,
     Product,
@@ -116,7 +117,7 @@ class Exchange:
         if isinstance(after, Refused):
             raise InvalidInput(f"{after.clause}: {after.why}")
         if bid.side == "sell":
-            self._check_stock(product, after, trader)
+            self._check_stock(product, bid.devices, trader)
         elif bid.limit_micro_cny:
             most = bid.devices * bid.limit_micro_cny
             hold = PlaceHold(
@@ -163,15 +164,19 @@ class Exchange:
         tariff = min(one.tariff_micro_cny for one in sold)
         return Auction(product.product_id, now_s, hourly_gate_s(product.start_s), commit(seed), tariff), seed
 
-    def _check_stock(self, product: Product, auction: Auction, trader: str) -> None:
-        """Raises InvalidInput: a provider offers what it has, once."""
+    def _check_stock(self, product: Product, devices: int, trader: str) -> None:
+        """Raises InvalidInput: a provider offers what it has, once, firm or spot."""
         mine = sum(
             one.devices for one in self._stock
             if (one.provider, one.zone, one.chip_class) == (trader, product.zone, product.chip_class)
         )  # fmt: skip
-        offered = sum(
-            one.bid.devices for one in auction.orders if one.trader == trader and one.bid.side == "sell"
+        same = [replace(product, quality=quality).product_id for quality in QUALITIES]
+        bodies = self._db.rows(
+            f"SELECT body FROM market_orders WHERE trader = ? AND product IN ({','.join('?' * len(same))})",
+            (trader, *same),
         )
+        before = [msgspec.json.decode(body[0], type=Order).bid for body in bodies]
+        offered = devices + sum(bid.devices for bid in before if bid.side == "sell")
         if offered > mine:
             raise InvalidInput(f"A-11: {shown(trader)} would sell {offered} of {shown(product.chip_class)} in {shown(product.zone)} and has {mine}")  # fmt: skip
 

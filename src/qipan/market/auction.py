@@ -18,6 +18,7 @@ BUCKET_S = 60
 HOURLY_LEAD_S = 900
 DAY_AHEAD_LEAD_S = 12 * HOUR_S
 ORDERS_MAX_PER_TRADER = 1000
+QUALITIES = ("firm", "spot")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +46,7 @@ def read_product(text: str) -> Product:
     chip_class, _, rest = text.partition("@")
     parts = rest.split("/")
     hour = parts[-1] if parts[-1].isascii() and parts[-1].isdigit() else ""
-    if (
-        not chip_class
-        or len(parts) != 3
-        or parts[1] not in ("firm", "spot")
-        or hour != str(int(hour[:9] or 0))
-    ):
+    if not chip_class or len(parts) != 3 or parts[1] not in QUALITIES or hour != str(int(hour[:9] or 0)):
         raise InvalidInput(f"{shown(text)} is no product; write CHIP@ZONE/firm/HOUR, the hour counted from 1970 in UTC")  # fmt: skip
     return Product(chip_class, parts[0], parts[1], int(hour))
 
