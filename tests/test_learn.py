@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from api_site import served
+from qipan.errors import Unreachable
 from qipan.events import TaskProgress
 from qipan.hardware import BoardId, BoardSpec, ChipClassId, Pool, PoolId, Probe
 from qipan.leases import EngineId, TaskId, Usage
@@ -118,3 +120,29 @@ def test_a_script_that_tells_no_step_time_teaches_nothing():
     plan = plan_task(POEMS, SITE, vocab=2696)
     fact = replace(told(plan.options[0], 1, 1.0), detail="")
     assert seen_in(plan, [fact]) == []
+
+
+@pytest.mark.parametrize("told_s", ["0.5", None, True, [1], -1.0, 0, math.nan, math.inf, 10**400, 1e300])
+def test_a_script_that_tells_no_number_of_seconds_teaches_nothing_and_stops_nobody(told_s):
+    plan = plan_task(POEMS, SITE, vocab=2696)
+    option = plan.options[0]
+    assert seen_in(plan, [told(option, 1, told_s)]) == []
+    ((_, seen),) = seen_in(plan, [told(option, 1, told_s), told(option, 2, 2 * option.step_s)])
+    assert (seen.measured_s, seen.reports) == (2 * option.step_s, 1)
+
+
+def test_lessons_that_were_cut_off_are_read_again(tmp_path, monkeypatch):
+    with served(tmp_path) as host:
+        monkeypatch.setattr(host.store, "newest_of_kind", lambda _kind, after, _most: [(after + 1, "tiny-1")])
+        monkeypatch.setattr(host.store, "fact_count", lambda: 9)
+        with monkeypatch.context() as patch:
+            patch.setattr(host.store, "submission", fails)
+            with pytest.raises(Unreachable):
+                host.learned()
+        assert host._learned_to == 0
+        host.learned()
+        assert host._learned_to == 9
+
+
+def fails(_task_id: str) -> None:
+    raise Unreachable("the database went away")

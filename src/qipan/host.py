@@ -335,7 +335,6 @@ class Host:
             newest = self.store.fact_count()
             after = max(self._learned_to, newest - LESSON_FACTS)
             ended = self.store.newest_of_kind("task_exited", after, LESSONS) if newest > after else []
-            self._learned_to = newest
             for _, task_id in reversed(ended):
                 if self.store.submission(task_id) is not None:
                     facts = [fact for _, fact in Host.progress(self, task_id)]
@@ -345,6 +344,7 @@ class Host:
                 del self._lessons[task_id]
             if ended:
                 self._beliefs = beliefs(one for lessons in self._lessons.values() for one in lessons)
+            self._learned_to = newest  # last, so that what was cut off is read again
             return self._beliefs
 
     def submit(self, task: Task, key: str | None = None) -> tuple[str, Plan]:

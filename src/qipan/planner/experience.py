@@ -13,6 +13,7 @@ from qipan.planner.option import Plan
 Place = tuple[str, str]
 #: a site may be as far off as a chip that nobody measured
 UNKNOWN = 2.0
+STEP_S_MAX = 1e6
 
 
 def seen_in(plan: Plan, facts: Sequence[TaskProgress]) -> list[tuple[Place, Seen]]:
@@ -20,9 +21,8 @@ def seen_in(plan: Plan, facts: Sequence[TaskProgress]) -> list[tuple[Place, Seen
     tell no step time, and points that the plan has no parts of, teach nothing."""
     told: dict[tuple[str, str], list[float]] = {}
     for fact in facts:
-        detail = json.loads(fact.detail) if fact.detail else {}
-        if detail.get("event") == "progress" and detail.get("step_s", 0) > 0:
-            told.setdefault((fact.usage.board, fact.usage.point_id), []).append(float(detail["step_s"]))
+        if (step_s := _told_s(fact.detail)) is not None:
+            told.setdefault((fact.usage.board, fact.usage.point_id), []).append(step_s)
     options = {(option.place, option.point_id): option for option in plan.options}
     found: list[tuple[Place, Seen]] = []
     for key, times in sorted(told.items()):
@@ -31,6 +31,15 @@ def seen_in(plan: Plan, facts: Sequence[TaskProgress]) -> list[tuple[Place, Seen
             seen = Seen(parts, statistics.median(times), len(times))
             found.append(((option.place, option.chip_class), seen))
     return found
+
+
+def _told_s(detail: str) -> float | None:
+    """A script may print what it likes: only a number of seconds that a step can take is one."""
+    found = json.loads(detail) if detail else {}
+    step_s = found.get("step_s") if found.get("event") == "progress" else None
+    if isinstance(step_s, bool) or not isinstance(step_s, int | float):
+        return None
+    return float(step_s) if 0 < step_s <= STEP_S_MAX else None
 
 
 def beliefs(lessons: Iterable[tuple[Place, Seen]]) -> dict[Place, Belief]:
