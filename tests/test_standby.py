@@ -7,6 +7,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +16,7 @@ import msgspec
 import pytest
 
 import qipan.grid
+from qipan.channel import PairedCarrier, carrier_pair
 from qipan.client import Client, Task
 from qipan.errors import QipanError, Unreachable
 from qipan.grid import GridHost
@@ -23,7 +25,9 @@ from qipan.identity import Peer, Unknown, Wallet
 from qipan.identity.wallet import Member
 from qipan.leading import Claim, Follow, Lead, most
 from qipan.market.clearing import Bid
+from qipan.shipping import Following, Shipping
 from qipan.standby import Standby
+from qipan.store import Store
 from qipan.store.changes import Watched
 from qipan.workload.site import Site
 from test_grid import free_port, until
@@ -211,6 +215,59 @@ def test_one_board_below_that_makes_up_a_reign_does_not_stop_its_parent(board):
     with pytest.raises(Unknown, match="later one"):
         board._succession.met(b, {"reign": 3})
     assert not board.leads()
+
+
+class Wire:
+    """One end of a pair of carriers that is connected."""
+
+    connected = True
+
+    def __init__(self, inner: PairedCarrier) -> None:
+        self.send, self.receive = inner.send, inner.receive
+
+
+def test_a_change_too_large_for_the_link_is_followed_by_a_copy_and_a_cut_copy_leaves_the_store(
+    tmp_path, monkeypatch
+):
+    here, there = carrier_pair()
+    copies = tmp_path / "copies"
+    copies.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(copies))
+    store = Store(tmp_path / "cn.db")
+    shipping = Shipping(store, Wire(here), 1, lambda: Store(tmp_path / "cn.db", writer=False))
+    cut: list[str] = []
+
+    def ask(question: str, body: int | None, _limit_s: float) -> int | bytes:
+        if question in cut:
+            cut.remove(question)
+            raise Unreachable("the link was cut")
+        return shipping.copy() if body is None else shipping.piece(body)
+
+    following = Following(tmp_path / "second.db", Wire(there), ask)
+
+    def caught_up() -> bool:
+        shipping.flush()
+        following.take_in()
+        return shipping.keeps_up and following.number == shipping._watched.number
+
+    following.take_copy()
+    store.put("small", "1")
+    until(caught_up, 5)
+    before = following.number
+    cut.append("piece")
+    store.put("large", "x" * (3 << 20))
+    assert not shipping.keeps_up
+    with pytest.raises(Unreachable):
+        until(caught_up, 5)
+    assert following.number == before, "it can be led from yet"
+    following.take_in()
+    shipping.flush()
+    assert not shipping.keeps_up, "a copy that was cut is not taken for one that came"
+    until(caught_up, 5)
+    assert following.database.row("SELECT length(value) FROM board WHERE key = 'large'") == (3 << 20,)
+    assert list(copies.iterdir()) == []
+    following.close()
+    store.close()
 
 
 class Grid:

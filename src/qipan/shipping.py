@@ -3,6 +3,7 @@ the standby keeps up; one that does not is waited for no more until it has caugh
 
 import logging
 import secrets
+import shutil
 import tempfile
 import threading
 import time
@@ -22,7 +23,10 @@ log = logging.getLogger("qipan.standby")
 
 WAIT_S = 2.0  # for a standby that keeps up
 BEHIND_BYTES_MAX = 64 << 20  # of changes kept for it; one further behind takes a whole copy
+CHANGE_BYTES_MAX = 2 << 20  # of one change; a carrier drops what does not fit its queue
 PIECE_BYTES = 1 << 20
+COPY_S = 600.0  # to make a whole copy
+TAKE_A_COPY = b""  # in place of a change
 LINEAGE = "lineage"
 
 
@@ -39,6 +43,7 @@ class Shipping:
         self._open_reader = open_reader
         self._bytes = 0
         self._copy: Path | None = None
+        self._copying = threading.Lock()
         self.keeps_up = False
         self._watched = Watched(store.db, self._made)
         store.db = self._watched
@@ -46,11 +51,11 @@ class Shipping:
 
     def _made(self, number: int, change: bytes) -> None:
         with self._lock:
+            if len(change) > CHANGE_BYTES_MAX or self._bytes + len(change) > BEHIND_BYTES_MAX:
+                self._link.forget()
+                self._bytes, self.keeps_up, change = 0, False, TAKE_A_COPY
             self._link.push(change, number)
             self._bytes += len(change)
-            if self._bytes > BEHIND_BYTES_MAX:
-                self._link.forget()
-                self._bytes, self.keeps_up = 0, False
 
     @property
     def behind(self) -> int:
@@ -80,31 +85,38 @@ class Shipping:
     # ---- a whole copy --------------------------------------------------------------------------------------------------
 
     def copy(self) -> int:
-        """Make one to be fetched in pieces; returns its size."""
-        folder = Path(tempfile.mkdtemp(prefix="qipan-copy-"))
-        reader = self._open_reader()
-        reader.copy_to(folder / "copy.db").close()
-        reader.close()
-        self._copy = folder / "copy.db"
-        return self._copy.stat().st_size
+        """Make one, in place of that before, to be fetched in pieces; returns its size."""
+        with self._copying:
+            self._drop_copy()
+            self._copy = Path(tempfile.mkdtemp(prefix="qipan-copy-")) / "copy.db"
+            reader = self._open_reader()
+            try:
+                reader.copy_to(self._copy).close()
+            finally:
+                reader.close()
+            return self._copy.stat().st_size
 
     def piece(self, offset: int) -> bytes:
-        if self._copy is None:
-            raise InvalidInput("no copy was asked for")
-        with self._copy.open("rb") as file:
-            file.seek(offset)
-            body = file.read(PIECE_BYTES)
-        if len(body) < PIECE_BYTES:
-            self._copy.unlink()
-            self._copy.parent.rmdir()
+        with self._copying:
+            if self._copy is None:
+                raise InvalidInput("no copy was asked for")
+            with self._copy.open("rb") as file:
+                file.seek(offset)
+                body = file.read(PIECE_BYTES)
+            if offset + len(body) >= self._copy.stat().st_size:
+                self._drop_copy()
+            return body
+
+    def _drop_copy(self) -> None:
+        if self._copy is not None:
+            shutil.rmtree(self._copy.parent, ignore_errors=True)
             self._copy = None
-        return body
 
 
 class Following:
     """The standby's end: `path` becomes and stays the leader's store."""
 
-    def __init__(self, path: Path, carrier: NetworkCarrier, ask: Callable[[str, Any], Any]) -> None:
+    def __init__(self, path: Path, carrier: NetworkCarrier, ask: Callable[[str, Any, float], Any]) -> None:
         self.path, self._carrier, self._ask = path, carrier, ask
         self.database: Database | None = open_database(path) if path.exists() else None
         self._link = self._new_link()
@@ -128,18 +140,19 @@ class Following:
             self.take_copy()
 
     def take_copy(self) -> None:
-        self.close()
+        """Until all of it is here the store stays as it is; the link begins anew first, so that nothing counts as taken."""
+        self._link = self._new_link()
         part = self.path.with_suffix(".part")
-        size = int(self._ask("copy", None))
+        size = int(self._ask("copy", None, COPY_S))
         with part.open("wb") as file:
             while file.tell() < size:
-                file.write(self._ask("piece", file.tell()))
+                file.write(self._ask("piece", file.tell(), COPY_S))
         part.chmod(0o600)
+        self.close()
         for old in self.path.parent.glob(f"{self.path.name}-*"):
             old.unlink()
         part.rename(self.path)
         self.database = open_database(self.path)
-        self._link = self._new_link()
         log.info("took a copy of %d bytes, up to change %d", size, self.number)
 
     def take_in(self) -> int:
@@ -150,8 +163,8 @@ class Following:
         for seq, change in self._link.receive():
             if seq <= number:
                 continue
-            if seq != number + 1:
-                log.warning("change %d came after %d: a copy is taken", seq, number)
+            if seq != number + 1 or change == TAKE_A_COPY:
+                log.warning("change %d cannot be made after %d: a copy is taken", seq, number)
                 self.take_copy()
                 return taken
             apply(self.database, change)
