@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from api_site import served
+from qipan.engines.leaf import _parse
 from qipan.errors import Unreachable
 from qipan.events import TaskProgress
 from qipan.hardware import BoardId, BoardSpec, ChipClassId, Pool, PoolId, Probe
@@ -129,6 +130,13 @@ def test_a_script_that_tells_no_number_of_seconds_teaches_nothing_and_stops_nobo
     assert seen_in(plan, [told(option, 1, told_s)]) == []
     ((_, seen),) = seen_in(plan, [told(option, 1, told_s), told(option, 2, 2 * option.step_s)])
     assert (seen.measured_s, seen.reports) == (2 * option.step_s, 1)
+
+
+@pytest.mark.parametrize("detail", ["\ufeff{}", "[", "[" * 100_000, "[1]", "7", ""])
+def test_a_line_that_is_no_object_teaches_nothing(detail):
+    plan = plan_task(POEMS, SITE, vocab=2696)
+    assert seen_in(plan, [replace(told(plan.options[0], 1, 1.0), detail=detail)]) == []
+    assert _parse(detail.encode()) == {}, "nor does it stop the engine"
 
 
 def test_lessons_that_were_cut_off_are_read_again(tmp_path, monkeypatch):

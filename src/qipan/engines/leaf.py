@@ -788,7 +788,7 @@ def joined(command: list[str], part: Part | None) -> list[str]:
 def _parse(line: bytes) -> dict[str, Any]:
     try:
         value = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}  # a task may write what it likes; only whole JSON objects mean something
     return value if isinstance(value, dict) else {}
 

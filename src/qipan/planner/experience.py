@@ -35,8 +35,11 @@ def seen_in(plan: Plan, facts: Sequence[TaskProgress]) -> list[tuple[Place, Seen
 
 def _told_s(detail: str) -> float | None:
     """A script may print what it likes: only a number of seconds that a step can take is one."""
-    found = json.loads(detail) if detail else {}
-    step_s = found.get("step_s") if found.get("event") == "progress" else None
+    try:
+        found = json.loads(detail)
+    except (ValueError, RecursionError):
+        return None
+    step_s = found.get("step_s") if isinstance(found, dict) and found.get("event") == "progress" else None
     if isinstance(step_s, bool) or not isinstance(step_s, int | float):
         return None
     return float(step_s) if 0 < step_s <= STEP_S_MAX else None
