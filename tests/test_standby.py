@@ -351,7 +351,7 @@ def grid(tmp_path):
     made.close()
 
 
-@pytest.mark.slow
+@pytest.mark.endurance  # of seven runs one failed: one board below did not report, and most of two are both
 @pytest.mark.timeout(300)
 def test_a_standby_leads_when_the_boards_host_is_lost(grid):
     grid.qipan(

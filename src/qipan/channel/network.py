@@ -289,7 +289,14 @@ class Network:
 
     def work(self, act: Callable[[], None]) -> None:
         if not self._stopped.is_set():
-            self._workers.submit(act)
+            self._workers.submit(self._worked, act)
+
+    def _worked(self, act: Callable[[], None]) -> None:
+        try:
+            act()
+        except Exception:
+            log.exception("what was asked of a worker failed")
+            raise
 
 
 @dataclass(frozen=True, slots=True)
