@@ -27,9 +27,8 @@ from benchmarks.form import Figure, arguments, write
 from qipan.channel.network import Network
 from qipan.engines.board import ParentLink
 from qipan.events import EngineOffered, TakeCensus, TasksHeld, encode
-from qipan.grid import expects
 from qipan.hardware import BoardId, BoardSpec, ChipClassId, Pool, PoolId
-from qipan.identity import Wallet, make_request
+from qipan.identity import Wallet, expects, make_request
 from qipan.identity.wallet import Member, Members, joining_context
 from qipan.leases import AskStep, EngineId, Offer
 

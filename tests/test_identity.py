@@ -17,9 +17,9 @@ from cryptography.x509.oid import ExtendedKeyUsageOID as Eku
 
 from qipan.channel.network import Network, ask_once
 from qipan.errors import QipanError
-from qipan.grid import GridHost, expects, join
+from qipan.grid import GridHost, join
 from qipan.hardware import BoardId, BoardSpec
-from qipan.identity import Authority, Token, make_request, peer_of, spiffe_of
+from qipan.identity import Authority, Token, expects, make_request, peer_of, spiffe_of
 from qipan.identity.wallet import joining_context
 from qipan.workload.site import Site
 from test_grid import until

@@ -10,7 +10,6 @@ import os
 import signal
 import threading
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -25,7 +24,7 @@ from qipan.errors import InvalidInput, NotAllowed, QipanError, Unreachable
 from qipan.events import EngineAttached, EngineLost, TaskExited, TaskProgress, TaskStarted, decode, encode
 from qipan.hardware import BoardId, BoardSpec, Pool
 from qipan.host import LOOP_S, Host, TaskView
-from qipan.identity import Peer, Token, Unknown, Wallet, peer_of
+from qipan.identity import Peer, Token, Unknown, Wallet, expects, peer_of
 from qipan.identity.wallet import joining_context
 from qipan.journal.exchange import Placed
 from qipan.leases import EngineId, Receipt
@@ -63,18 +62,6 @@ def join(folder: Path, token: Token) -> Wallet:
 
 def inviting(token: Token) -> tuple[str, ...]:
     return token.place[:-1] if token.role == "board" else token.place
-
-
-def expects(place: tuple[str, ...], roles: tuple[str, ...] = ("board",)) -> Callable[[bytes], None]:
-    """A check that the other side is the board at `place`, or has another role for it."""
-
-    def check(certificate: bytes) -> None:
-        peer = peer_of(certificate)
-        if peer.place != place or peer.role not in roles:
-            found = f"{'/'.join(peer.place)}" + (f" ({peer.role})" if peer.role != "board" else "")
-            raise Unknown(f"expected the board {'/'.join(place)}, found {found}")
-
-    return check
 
 
 @dataclass(slots=True)

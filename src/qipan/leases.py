@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import NewType
 
 from qipan.curves import Curve, Need
-from qipan.hardware import ChipClassId, Storage
+from qipan.hardware import ChipClassId, Storage, fastest
 
 TaskId = NewType("TaskId", str)
 LeaseId = NewType("LeaseId", str)
@@ -45,11 +45,9 @@ class Room:
 
 
 def room_of(storages: Sequence[Storage]) -> Room | None:
-    """Of a site's storages the one that writes fastest is where checkpoints lie."""
-    fastest = max(storages, key=lambda one: (one.write_bytes_per_s, one.storage_id), default=None)
-    if fastest is None:
-        return None
-    return Room(fastest.storage_id, fastest.capacity_bytes, fastest.write_bytes_per_s)
+    """Of a site's storages."""
+    one = fastest(storages)
+    return Room(one.storage_id, one.capacity_bytes, one.write_bytes_per_s) if one is not None else None
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,10 @@ def transfer_s(link: Link, payload_bytes: int) -> float:
     return link.latency_s + payload_bytes / link.bytes_per_s
 
 
+def egress_micro_cny(link: Link, payload_bytes: int) -> int:
+    return round(payload_bytes / 2**30 * link.price_micro_cny_per_gib)
+
+
 def link_between(links: Sequence[Link], source: Sequence[BoardId], target: Sequence[BoardId]) -> Link | None:
     """The link that bytes take between two boards, each given by its way down from the root: the most specific of those
     between them or boards above them."""

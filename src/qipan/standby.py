@@ -11,8 +11,7 @@ import msgspec
 
 from qipan.channel.network import Admitted, Network, NetworkCarrier
 from qipan.errors import InvalidInput, NotAllowed, QipanError
-from qipan.grid import expects
-from qipan.identity import Unknown, Wallet, peer_of
+from qipan.identity import Unknown, Wallet, expects, peer_of
 from qipan.identity.wallet import Members
 from qipan.leading import REIGNS_AHEAD_MAX, Claim
 from qipan.shipping import Following
@@ -131,8 +130,8 @@ class Standby:
         if not self._carrier.connected:
             return
         self._heard_s = time.monotonic()
-        if self._lineage and self._following.lineage() != self._lineage:
-            self._following.take_copy()
+        if self._lineage:
+            self._following.begin(self._lineage)
         self._following.take_in()
         if time.time() >= self.wallet.due_s():
             self.wallet.take(self._carrier.ask("renew", self.wallet.request()))

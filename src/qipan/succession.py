@@ -14,7 +14,7 @@ from qipan.channel.network import Admitted, Network, NetworkCarrier, ask_once
 from qipan.clock import SystemClock
 from qipan.errors import QipanError
 from qipan.hardware import BoardId
-from qipan.identity import Peer, Unknown, Wallet, peer_of
+from qipan.identity import ROLES, Peer, Unknown, Wallet, expects
 from qipan.leading import REIGNS_AHEAD_MAX, Follow, Lead, lead_s_of, most
 from qipan.shipping import Shipping
 from qipan.store import Store, StoreFolder
@@ -254,7 +254,7 @@ class Succession:
                 "board": host.wallet.place[-1], "silent_s": follow.silent_s(time.monotonic()), "reign": follow.reign,
             }  # fmt: skip
             told: dict[str, Any] = ask_once(
-                url, host.wallet.client_context(), expects_any(place), hello, "silence", WITNESS_S
+                url, host.wallet.client_context(), expects(place, ROLES), hello, "silence", WITNESS_S
             )
             return told
 
@@ -313,17 +313,6 @@ class Succession:
                 "standbys": list(kept.standbys),
             }  # fmt: skip
         return told
-
-
-def expects_any(place: tuple[str, ...]) -> Any:
-    """The board at `place`, or its standby."""
-
-    def check(certificate: bytes) -> None:
-        peer = peer_of(certificate)
-        if peer.place != place:
-            raise Unknown(f"expected {'/'.join(place)} or its standby, found {'/'.join(peer.place)}")
-
-    return check
 
 
 def write_status(folder: Path, told: dict[str, Any]) -> None:

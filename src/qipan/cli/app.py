@@ -16,6 +16,7 @@ from qipan.cli.chips import app as chips
 from qipan.cli.grid import board, grid
 from qipan.cli.ledger import app as ledger
 from qipan.cli.market import app as market
+from qipan.cli.options import SiteFile, StoreDir
 from qipan.cli.quota import app as quota
 from qipan.cli.quota import read_rules, rules_named
 from qipan.cli.storage import app as storage
@@ -45,8 +46,6 @@ app.command()(balance)
 app.command()(restore)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document (a line per event where it streams).")]
-StoreDir = Annotated[Optional[Path], typer.Option("--store", help="The folder of the boards' stores.")]  # noqa: UP045
-SiteFile = Annotated[Optional[Path], typer.Option("--site", help="The site file (default: qipan.yaml here).")]  # noqa: UP045
 OVER = ("done", "failed", "cancelled")
 
 

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from qipan.cli.options import Json
+
 if TYPE_CHECKING:
     from qipan.probe import Answer
 
@@ -13,7 +15,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Chips: the catalogue, what this machine has, what it does, what a site is worth.",
 )
-Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 Overlay = Annotated[
     list[Path] | None, typer.Option("--overlay", help="A YAML file with more `accelerators:`, or `stacks:`.")
 ]

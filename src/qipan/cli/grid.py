@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from qipan.cli.options import Json
 from qipan.errors import InvalidInput, NotFound, Unreachable
 
 if TYPE_CHECKING:
@@ -19,7 +20,6 @@ if TYPE_CHECKING:
 grid = typer.Typer(no_args_is_help=True, help="Connect boards on several hosts to one grid (算力并网).")
 board = typer.Typer(help="The tree of boards; serve one.")
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 StoreDir = Annotated[Optional[Path], typer.Option("--store", help="The folder of the board's store.")]  # noqa: UP045
 SiteFile = Annotated[Optional[Path], typer.Option("--site", help="The site file with this board's pools.")]  # noqa: UP045
 
@@ -143,7 +143,7 @@ def leave(
 def leave_above(folder: Path, wallet: Any) -> None:
     """Tell the parent, then forget the identity.  The board must not be served meanwhile."""
     from qipan.channel.network import Network
-    from qipan.grid import expects
+    from qipan.identity import expects
 
     if not wallet.kept.parent:
         raise InvalidInput(f"{wallet.place[0]} is the top of its grid; it cannot leave itself")
@@ -211,8 +211,8 @@ def difference(store: StoreDir = None, json_: Json = False) -> None:
 
     folder = folder_of(store)
     name = Wallet(folder / "identity", time.time).place[-1]
-    told = [decode_told(path.read_bytes()) for path in sorted((folder / "told").glob("*.msgpack"))]
-    names = [path.stem for path in sorted((folder / "told").glob("*.msgpack"))]
+    answers = sorted((folder / "told").glob("*.msgpack"))
+    told, names = [decode_told(path.read_bytes()) for path in answers], [path.stem for path in answers]
     specs = [
         msgspec.json.decode(p.read_bytes(), type=BoardSpec) for p in (folder / "children").glob("*.json")
     ]

@@ -6,11 +6,10 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from qipan.cli.options import Json, StoreDir
 from qipan.errors import InvalidInput, QipanError
 
 app = typer.Typer(help="Accounts, statements, and everything recomputed.")
-Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
-StoreDir = Annotated[Optional[Path], typer.Option("--store", help="The folder of the boards' stores.")]  # noqa: UP045
 FORMATS = ("table", "csv", "json", "pdf")
 
 

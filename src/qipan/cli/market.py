@@ -1,17 +1,14 @@
 """`qipan market`: orders for slots of an hour, the published books; clear a book of orders, or verify a clearing."""
 
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
+from qipan.cli.options import Json, StoreDir
 from qipan.errors import InvalidInput, NotFound
 
 app = typer.Typer(no_args_is_help=True, help="Orders for slots of an hour, published books, clearings.")
-Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
-
-
-StoreDir = Annotated[Optional[Path], typer.Option("--store", help="The folder of the boards' stores.")]  # noqa: UP045
 HOUR_S = 3600
 
 

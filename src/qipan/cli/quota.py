@@ -3,10 +3,11 @@
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from qipan.cli.options import Json, SiteFile
 from qipan.errors import InvalidInput, NotFound
 
 if TYPE_CHECKING:
@@ -14,8 +15,6 @@ if TYPE_CHECKING:
     from qipan.workload.site import Site
 
 app = typer.Typer(no_args_is_help=True, help="Check quota rules against a site, or say what they do.")
-Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
-SiteFile = Annotated[Optional[Path], typer.Option("--site", help="The site file (default: qipan.yaml here).")]  # noqa: UP045
 
 
 @app.command()

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from qipan.cli.options import Json
 from qipan.errors import InvalidInput, NotFound, QipanError
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Content-addressed storages: keep folders, copy them between sites, serve them.",
 )
-Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 Options = Annotated[
     Optional[list[str]],  # noqa: UP045
     typer.Option("--option", help="KEY=VALUE, as under storage.options of a site file; may be given often."),

@@ -6,8 +6,7 @@ from typing import Annotated, Any, Optional
 
 import typer
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
-StoreDir = Annotated[Optional[Path], typer.Option("--store", help="The folder of the boards' stores.")]  # noqa: UP045
+from qipan.cli.options import Json, StoreDir
 
 
 def backup(file: Path, json_: Json = False, store: StoreDir = None) -> None:

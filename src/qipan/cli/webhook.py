@@ -1,13 +1,12 @@
 """`qipan webhook`: addresses to which facts about tasks are sent, signed."""
 
-from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
+from qipan.cli.options import Json, StoreDir
+
 app = typer.Typer(no_args_is_help=True, help="Addresses to which facts about tasks are sent, signed.")
-Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
-StoreDir = Annotated[Optional[Path], typer.Option("--store", help="The folder of the boards' stores.")]  # noqa: UP045
 
 
 @app.command()

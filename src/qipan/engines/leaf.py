@@ -46,7 +46,7 @@ from qipan.events import (
 from qipan.hardware import BoardSpec, ChipClassId
 from qipan.leases import EngineId, LeaseId, Offer, Order, Room, TaskId, Usage, room_of
 from qipan.transfer import Stager
-from qipan.workload import Launch, foreach
+from qipan.workload import Launch, Task, foreach
 from qipan.workload.task import Part
 
 PROGRESS_S = 1.0
@@ -276,7 +276,7 @@ class LeafEngine:
     def _look_at_staging(self, task_id: TaskId, held: Held) -> None:
         """Devices are asked for once the task's data is here: they never wait for it."""
         assert self._stager is not None
-        folder = self._checkpoints_of(held)
+        folder = self._checkpoints_of(task_id, _launch_of(held).task)
         came = self._stager.arrive(folder.name, folder, held.order.attempt, held.order.saved_s)
         now_s, need = self._clock.lease_s(), held.needs[0]
         if came.state == "failed" or (came.state == "coming" and now_s > held.asked_s + self._wait_s):
@@ -397,7 +397,7 @@ class LeafEngine:
         folder = self._attempt_dir(held)
         folder.mkdir(parents=True, exist_ok=True)
         group, ranks, shares = self._launcher.groups(hold)
-        launch = msgspec.json.decode(held.order.launch, type=Launch)
+        launch = _launch_of(held)
         own, run = bool(launch.task.run), launch.task.run
         if launch.task.foreach:
             run = foreach.script(run, launch.task.foreach)
@@ -425,7 +425,7 @@ class LeafEngine:
         self, held: Held, launch: Launch, point: Point, folder: Path, ranks: list[str]
     ) -> dict[str, str]:
         task_id = held.order.task_id
-        checkpoints = self._checkpoints_of(held)
+        checkpoints = self._checkpoints_of(task_id, launch.task)
         checkpoints.mkdir(parents=True, exist_ok=True)
         every_s = launch.task.checkpoint.every_s
         return {
@@ -450,10 +450,9 @@ class LeafEngine:
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
         }
 
-    def _checkpoints_of(self, held: Held) -> Path:
-        part = msgspec.json.decode(held.order.launch, type=Launch).task.part
-        # parts at one site write one checkpoint
-        return self._checkpoints / (f"{part.of}.{part.site}" if part is not None else held.order.task_id)
+    def _checkpoints_of(self, task_id: TaskId, task: Task) -> Path:
+        part = task.part  # parts at one site write one checkpoint
+        return self._checkpoints / (f"{part.of}.{part.site}" if part is not None else task_id)
 
     def _look_at(self, task_id: TaskId) -> None:
         """What the attempt wrote since, and whether it ended."""
@@ -550,9 +549,11 @@ class LeafEngine:
 
     def _keep(self, held: Held) -> None:
         """What a task saves is kept as it goes on, should its site be lost.  An own script's files may be half written."""
-        own = bool(msgspec.json.decode(held.order.launch, type=Launch).task.run)
-        if self._stager is not None and not own:
-            data = self._checkpoints_of(held)
+        if self._stager is None:
+            return
+        task = _launch_of(held).task
+        if not task.run:
+            data = self._checkpoints_of(held.order.task_id, task)
             self._stager.keep(data.name, data, held.attempt, held.saved_s)
 
     def _report(self, task_id: TaskId, held: Held, folder: Path, reading: Reading, detail: str) -> None:
@@ -576,7 +577,7 @@ class LeafEngine:
     ) -> None:
         outcome, why = self._outcome(held, folder, reading, ended)
         if self._stager is not None and outcome in ("parked", "lost"):  # it may go on at another site
-            data = self._checkpoints_of(held)
+            data = self._checkpoints_of(task_id, _launch_of(held).task)
             kept = self._stager.settle(data.name, data, held.attempt, held.saved_s)
             if kept is None:
                 return  # the exit is said once others can find what it saved
@@ -767,6 +768,10 @@ class LeafEngine:
             held.order.task_id, held.attempt, self._board.board, self.engine, need.chip_class, need.devices,
             held.point_id, began_s, until_s, (until_s - began_s) * need.devices, ended,
         )  # fmt: skip
+
+
+def _launch_of(held: Held) -> Launch:
+    return msgspec.json.decode(held.order.launch, type=Launch)
 
 
 def joined(command: list[str], part: Part | None) -> list[str]:

@@ -6,7 +6,7 @@ It is its own failure domain: a board's crash does not touch it.
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from qipan.clock import Clock
@@ -446,13 +446,3 @@ class SimulatedEngine:
 
     def _say(self, fact: Fact) -> None:
         self._journal.append(fact)
-
-
-def devices_as_offers(
-    chip_classes: Mapping[ChipClassId, tuple[int, int]], site: str, region: str
-) -> tuple[Offer, ...]:
-    """(devices, tariff in micro-CNY per device-hour) per chip class -> offers of a leaf engine."""
-    return tuple(
-        replace(Offer(chip_class, devices, (), devices, tariff), site=site, region=region)
-        for chip_class, (devices, tariff) in sorted(chip_classes.items())
-    )

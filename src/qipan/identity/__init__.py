@@ -5,11 +5,12 @@ constraint allows names below its own only.  Board certificates are short-lived 
 """
 
 from qipan.identity.authority import Authority, check_request, make_authority_request, make_request
-from qipan.identity.names import Peer, Unknown, host_of, peer_of, spiffe_of
+from qipan.identity.names import ROLES, Peer, Unknown, expects, host_of, peer_of, spiffe_of
 from qipan.identity.token import Invite, Token
 from qipan.identity.wallet import Wallet
 
 __all__ = [
+    "ROLES",
     "Authority",
     "Invite",
     "Peer",
@@ -17,6 +18,7 @@ __all__ = [
     "Unknown",
     "Wallet",
     "check_request",
+    "expects",
     "host_of",
     "make_authority_request",
     "make_request",

@@ -4,6 +4,7 @@ The place stands in the host part, because URI name constraints (RFC 5280, 4.2.1
 """
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cryptography import x509
@@ -70,6 +71,18 @@ def peer_of(certificate: bytes) -> Peer:
     if not _may_speak(cert):
         raise Unknown("the certificate is not for TLS clients and servers both")
     return Peer(tuple(reversed(below)), found[2], cert.serial_number, cert.not_valid_after_utc.timestamp())
+
+
+def expects(place: tuple[str, ...], roles: tuple[str, ...] = ("board",)) -> Callable[[bytes], None]:
+    """A check that a certificate is of the board at `place`, or has another of the roles for it.  It raises Unknown."""
+
+    def check(certificate: bytes) -> None:
+        peer = peer_of(certificate)
+        if peer.place != place or peer.role not in roles:
+            found = "/".join(peer.place) + (f" ({peer.role})" if peer.role != "board" else "")
+            raise Unknown(f"expected the {' or '.join(roles)} {'/'.join(place)}, found {found}")
+
+    return check
 
 
 def _is_authority(cert: x509.Certificate) -> bool:

@@ -109,7 +109,8 @@ class Exchange:
                 replace(bid, bucket=0),
             ):
                 raise InvalidInput(f"A-3: order {shown(bid.order_id)} is in the book with another content; use a new id")  # fmt: skip
-            return next(one for one in self.orders(trader) if one.order.bid.order_id == bid.order_id)
+            _, clearing, _, state = self._read(product_id)
+            return Placed(product_id, state, before, _filled(clearing).get(bid.order_id, 0))
         auction, seed = self._auction_for(product, now_s)
         hold_id = f"order/{bid.order_id}"
         escrow = hold_id if bid.side == "buy" else f"permit/{bid.order_id}"
@@ -287,7 +288,7 @@ class Exchange:
             )
             requests.append(Post(kept))
         self._submit(requests, now_s)
-        self._mark(product_id, state, clearing)
+        self._mark(auction, state, clearing)
         return state
 
     def _was_paid(self, auction: Auction) -> bool:
@@ -306,7 +307,7 @@ class Exchange:
                 sheet = TariffSheet("exchange", "market", at_s, at_s, at_s + HOUR_S, ())
                 period = Period(name, (), self._sales(auction, clearing), sheet, Terms(), Service())
             run(self._journal, period, "provisional", now_s)
-        self._mark(product_id, "settled", clearing)
+        self._mark(auction, "settled", clearing)
 
     def _sales(self, auction: Auction, clearing: Clearing) -> tuple[Sale, ...]:
         """Buyers are given to sellers in the order of service."""
@@ -336,12 +337,11 @@ class Exchange:
             if isinstance(told, Refused):
                 raise QipanError(f"{told.key}: {told.clause}: {told.why}")
 
-    def _mark(self, product_id: str, state: str, clearing: Clearing | None) -> None:
-        auction = self._read(product_id)[0]
+    def _mark(self, auction: Auction, state: str, clearing: Clearing | None) -> None:
         kept = _Kept(auction.opens_s, auction.commitment, auction.tariff_micro_cny, clearing)
         self._db.run(
             "UPDATE auctions SET state = ?, body = ? WHERE product = ?",
-            (state, msgspec.json.encode(kept).decode(), product_id),
+            (state, msgspec.json.encode(kept).decode(), auction.product),
         )
 
 

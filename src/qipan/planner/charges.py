@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from qipan.hardware import BoardSpec, ChipClass, Storage
-from qipan.network import Link, transfer_s
+from qipan.hardware import BoardSpec, ChipClass, Storage, fastest
+from qipan.network import Link, egress_micro_cny, transfer_s
 from qipan.planner.machine import BYTES_PER_TOKEN, CHECKPOINT_BYTES, CHECKPOINTS_KEPT, modality
 from qipan.workload import Task
 from qipan.workload.model import Model, parameter_count
@@ -36,9 +36,8 @@ def saving(model: Model, chip: ChipClass, devices: int, store: Storage | None, o
 
 
 def storage_at(root: BoardSpec, site: str) -> Storage | None:
-    """The site's storage that writes fastest."""
-    found = [store for board in root.walk() for store in board.stores if store.site == site]
-    return max(found, key=lambda store: (store.write_bytes_per_s, store.storage_id), default=None)
+    """Where checkpoints lie at the site."""
+    return fastest(store for board in root.walk() for store in board.stores if store.site == site)
 
 
 def lies_at(addresses: Sequence[str], root: BoardSpec) -> str:
@@ -81,4 +80,4 @@ def move(links: Sequence[Link], source: str, target: str, size: int) -> tuple[in
     link = next((link for link in links if link.source == source and link.target == target), None)
     if link is None:
         return size, 0.0, 0
-    return size, transfer_s(link, size), round(size / 2**30 * link.price_micro_cny_per_gib)
+    return size, transfer_s(link, size), egress_micro_cny(link, size)

@@ -56,6 +56,7 @@ from qipan.scheduler.transitions import (
     order_stop,
     refuse,
     release_stray,
+    tell_granted,
     to_queue,
 )
 
@@ -381,12 +382,7 @@ def _granted(state: State, fact: LeaseGranted, draft: Draft) -> None:
     )
     if task.parent is not None and not task.parent.answered:
         task = replace(task, parent=replace(task.parent, answered=True))
-        assert task.parent is not None
-        draft.reports.append(
-            LeaseGranted(
-                task.task_id, task.parent.lease_id, EngineId(state.board), task.parent.generation, fact.needs
-            )
-        )
+        tell_granted(state, task, fact.needs, draft)
     state.tasks[task.task_id] = task
 
 

@@ -8,11 +8,11 @@ any more waits again.  An engine that was started again is asked too, and is giv
 
 from dataclasses import replace
 
-from qipan.events import BoardStarted, EngineOffered, HeldTask, LeaseGranted, TakeCensus, TasksHeld
+from qipan.events import BoardStarted, EngineOffered, HeldTask, TakeCensus, TasksHeld
 from qipan.leases import EngineId, LeaseId
 from qipan.scheduler.asks import asks_of
 from qipan.scheduler.state import Draft, ParentLease, Phase, State, TaskState, ToEngine
-from qipan.scheduler.transitions import after_stop, end, order_stop, release_stray, to_queue
+from qipan.scheduler.transitions import after_stop, end, order_stop, release_stray, tell_granted, to_queue
 
 #: so many ended tasks are named in a census, the newest
 OVER_MAX = 10_000
@@ -165,12 +165,8 @@ def _take_over(state: State, fact: TasksHeld, held: HeldTask, draft: Draft) -> N
     )
     state.tasks[task_id] = task
     if task.parent is not None and task.phase is Phase.RESERVED:
-        # the parent may wait for an answer that was lost with this board's machine; said twice, it changes nothing
-        draft.reports.append(
-            LeaseGranted(
-                task_id, task.parent.lease_id, EngineId(state.board), task.parent.generation, task.needs
-            )
-        )
+        # it may wait for an answer that was lost with this board's machine
+        tell_granted(state, task, task.needs, draft)
     if stops:
         park = task.after_stop.value != "end"
         order_stop(state, task, draft, park=park, why=known.stop_why, after=known.after_stop)

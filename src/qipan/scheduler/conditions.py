@@ -74,9 +74,15 @@ def watched(state: State) -> bool:
 def _storage(state: State, draft: Draft, engine: EngineId) -> list[float]:
     known = draft.placed.storage.get(engine)
     if known is None:
-        points = [task.target() or task.point() for task in state.tasks.at(engine)]
+        points = points_at(state, engine)
         known = draft.placed.storage[engine] = [
-            float(sum(point.storage_bytes for point in points if point is not None)),
-            sum(point.storage_bytes_per_s for point in points if point is not None),
+            float(sum(point.storage_bytes for point in points)),
+            sum(point.storage_bytes_per_s for point in points),
         ]
     return known
+
+
+def points_at(state: State, engine: EngineId) -> list[Point]:
+    """What its tasks hold, or will once they changed shape."""
+    points = [task.target() or task.point() for task in state.tasks.at(engine)]
+    return [point for point in points if point is not None]

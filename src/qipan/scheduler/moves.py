@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from qipan.curves import Point
-from qipan.network import Link, transfer_s
+from qipan.network import Link, egress_micro_cny, transfer_s
 from qipan.quantities import format_bytes, format_duration, format_money
 from qipan.scheduler.bids import Worth, time_left_s
 from qipan.scheduler.state import State, TaskState
@@ -55,7 +55,7 @@ def move_to(links: Mapping[str, Link], pieces: Pieces, site: str) -> Move:
             continue
         size += piece_bytes
         seconds += transfer_s(link, piece_bytes)
-        egress += round(piece_bytes / 2**30 * link.price_micro_cny_per_gib)
+        egress += egress_micro_cny(link, piece_bytes)
     return Move(size, seconds, egress)
 
 

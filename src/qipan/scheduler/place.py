@@ -128,7 +128,7 @@ def allocate_leaves(state: State, draft: Draft, groups: list[Group]) -> None:
         bidder = _bidder(state, task, draft, seats)
         if bidder.candidates:
             bidders.append(bidder)
-    capacity = {key: devices - draft.kept.get(key, 0) for key, devices in free_devices(state).items()}
+    capacity = _free_for_all(state, draft)
     for task in movable:
         if task.engine is not None:
             for need in task.needs:
@@ -144,15 +144,13 @@ def allocate_leaves(state: State, draft: Draft, groups: list[Group]) -> None:
         seat = seats.get((task.task_id, chosen.get(task.task_id, "")))
         if task.phase is Phase.RUNNING:
             _keep_or_change(state, task, seat, draft)
-    free = {key: devices - draft.kept.get(key, 0) for key, devices in free_devices(state).items()}
+    free = _free_for_all(state, draft)
     for task in sorted(movable, key=lambda task: rank_of(task, draft.moment.now_s, state.settings.policy)):
         seat = seats.get((task.task_id, chosen.get(task.task_id, "")))
         if task.phase is not Phase.QUEUED or seat is None:
             continue
         needs = seat.point.needs
-        if refused_by_rule(state, draft, task, seat.point, seat.point.devices) or unmet(
-            state, draft, task, seat.engine, seat.point
-        ):
+        if _barred(state, draft, task, seat, seat.point.devices):
             continue  # one served before it took what was left
         if all(free.get(engine_key(seat.engine, need.chip_class), 0) >= need.devices for need in needs):
             for need in needs:
@@ -213,7 +211,7 @@ def _who_bids(state: State, draft: Draft, groups: list[Group]) -> list[TaskState
         return [task for task in tasks.values() if _movable(state, task)]
     free = take_promised(state, draft)
     waiting = _fill(state, draft, groups, free)
-    free = {key: devices - draft.kept.get(key, 0) for key, devices in free_devices(state).items()}
+    free = _free_for_all(state, draft)
     chips = {chip for task in waiting for chip in tasks.group_of[task.task_id].chips}
     chips |= {key.split("|")[1] for key in tasks.freed}
     running: dict[str, TaskState] = {}
@@ -287,9 +285,7 @@ def _fill(state: State, draft: Draft, groups: list[Group], free: dict[str, int])
         best = max(bidder.candidates, key=preference)
         if all(free.get(key, 0) >= devices for key, devices in best.needs):
             seat = seats[task.task_id, best.point_id]
-            if refused_by_rule(state, draft, task, seat.point, seat.point.devices) or unmet(
-                state, draft, task, seat.engine, seat.point
-            ):
+            if _barred(state, draft, task, seat, seat.point.devices):
                 continue
             for key, devices in best.needs:
                 free[key] -= devices
@@ -345,6 +341,18 @@ def _bidder(state: State, task: TaskState, draft: Draft, seats: dict[tuple[str, 
     return Bidder(task.task_id, tuple(candidates), current_key)
 
 
+def _free_for_all(state: State, draft: Draft) -> dict[str, int]:
+    """Free devices that are not kept for a promised seat."""
+    return {key: devices - draft.kept.get(key, 0) for key, devices in free_devices(state).items()}
+
+
+def _barred(state: State, draft: Draft, task: TaskState, seat: Seat, more: int) -> bool:
+    """Whether a quota rule, or what the place has beside devices, forbids the seat; it takes `more` devices than the task has."""
+    if refused_by_rule(state, draft, task, seat.point, more):
+        return True
+    return unmet(state, draft, task, seat.engine, seat.point) is not None
+
+
 def _more(task: TaskState, point: Point) -> int:
     """Devices of the point's chip class that it would hold beyond those it holds."""
     held = sum(need.devices for need in task.needs if need.chip_class == point.needs[0].chip_class)
@@ -362,9 +370,7 @@ def _keep_or_change(state: State, task: TaskState, seat: Seat | None, draft: Dra
         after = AfterStop.RETURN if task.parent is not None else AfterStop.QUEUE
         order_stop(state, task, draft, park=True, why=why, after=after)
     elif seat.point.point_id != task.point_id:
-        if refused_by_rule(state, draft, task, seat.point, _more(task, seat.point)) or unmet(
-            state, draft, task, seat.engine, seat.point
-        ):
+        if _barred(state, draft, task, seat, _more(task, seat.point)):
             return
         draft.placed.storage.pop(seat.engine, None)  # counted anew with its next shape
         grows = seat.point.devices > now.devices

@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from qipan.events import LeaseRefused, Stop
+from qipan.curves import Need
+from qipan.events import LeaseGranted, LeaseRefused, Stop
 from qipan.leases import EngineId, LeaseId, TaskId
 from qipan.scheduler.state import AfterStop, Draft, Phase, State, TaskState, ToEngine
 
@@ -25,6 +26,15 @@ def order_stop(
     state.tasks[task.task_id] = task
     command = Stop(task.task_id, lease_id, state.term, task.generation, park, why)
     draft.commands.append(ToEngine(engine, command))
+
+
+def tell_granted(state: State, task: TaskState, needs: tuple[Need, ...], draft: Draft) -> None:
+    """To the parent that asked; said twice, it changes nothing there."""
+    parent = task.parent
+    assert parent is not None
+    draft.reports.append(
+        LeaseGranted(task.task_id, parent.lease_id, EngineId(state.board), parent.generation, needs)
+    )
 
 
 def after_stop(state: State, task: TaskState, draft: Draft, *, reported: bool = False) -> None:

@@ -10,6 +10,7 @@ from qipan.quantities import format_bytes, format_money
 from qipan.quota import QuotaRule
 from qipan.scheduler.asks import engine_key
 from qipan.scheduler.bids import progress_value
+from qipan.scheduler.conditions import points_at
 from qipan.scheduler.decide import decide
 from qipan.scheduler.limits import why_waiting_text
 from qipan.scheduler.moves import pieces_of
@@ -155,9 +156,7 @@ def _of_the_place(state: State, task: TaskState, moment: Moment) -> Iterator[Cha
         room = known.room
         if room is None:
             continue
-        points = [
-            point for one in state.tasks.at(engine) if (point := one.target() or one.point()) is not None
-        ]
+        points = points_at(state, engine)
         if room.space_bytes and any(point.storage_bytes for point in order.curve.points):
             most = sum(point.storage_bytes for point in points) + max(
                 point.storage_bytes for point in order.curve.points
