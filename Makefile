@@ -13,9 +13,9 @@ demo: setup
 	@.venv/bin/qipan demo
 
 # Style, types, imports, and every test that is not marked endurance: two at a time what leaves the cores to
-# others, then alone what runs real processes.
+# others (a file on one core, what only computes wherever one is free), then alone what runs real processes.
 test: style
-	@$(PY) -m pytest -n 2 --dist loadfile -m "not endurance and (not slow or computes)"
+	@$(PY) -m pytest -n 2 -m "not endurance and (not slow or computes)"
 	@$(PY) -m pytest -m "slow and not computes and not endurance"
 
 style: setup-test
@@ -26,7 +26,7 @@ style: setup-test
 
 # The fast suite: no test here runs real processes for more than a few seconds.
 check: style
-	@$(PY) -m pytest -m "not slow and not endurance"
+	@$(PY) -m pytest -n 2 -m "not slow and not endurance"
 
 endurance: setup-test
 	@$(PY) -m pytest -m endurance --timeout 7200

@@ -26,6 +26,8 @@ from driven import Bench
 from ray_cluster import RayCluster
 from slurm_cluster import SlurmCluster
 
+from qipan.engines.launcher import supervisor
+from qipan.engines.shim import Spec
 from qipan.events import TaskExited, TaskStarted
 
 SIDE_BY_SIDE = 4
@@ -34,15 +36,17 @@ GROUPS = Path("/sys/fs/cgroup/cpuacct")
 
 
 def main() -> None:
-    given = arguments("engines", jobs=200, rays=40)
+    given = arguments("engines", jobs=200, rays=200, only="")
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder)
         root.chmod(0o755)
         for name, cluster, direct, jobs in (
-            ("slurm", SlurmCluster(root / "slurm", nodes=1), sbatch, given.jobs),
+            ("slurm", SlurmCluster(root / "slurm", nodes=1, port=17600), sbatch, given.jobs),
             ("ray", RayCluster(root / "ray", nodes=1, net=47), ray_submit, given.rays),
         ):
+            if given.only not in ("", name):
+                continue
             cluster.folder.mkdir()
             try:
                 cluster.up()
@@ -61,32 +65,43 @@ def main() -> None:
 
 
 def compare(cluster: Any, folder: Path, direct: Callable[[Any, int], float], jobs: int) -> dict[str, float]:
+    """Per job: what each part of the two ways used, and their difference; `shim_floor` is a supervisor of nothing, alone."""
     cluster.until_idle()
-    direct_cpu_s, direct_latency_s = measured(cluster, lambda: direct(cluster, jobs))
+    before, direct_latency_s = measured(cluster, lambda: direct(cluster, jobs))
     cluster.until_idle()
     bench = Bench(cluster, folder)
-    ours_cpu_s, ours_latency_s = measured(cluster, lambda: through(bench, jobs))
+    through(bench, SIDE_BY_SIDE)  # what a session starts once: Ray's keeper
+    ours, ours_latency_s = measured(cluster, lambda: through(bench, jobs))
+    parts = {f"direct_{part}_cpu_ms": cpu_s / jobs * 1e3 for part, cpu_s in before.items()}
+    parts |= {f"through_{part}_cpu_ms": cpu_s / jobs * 1e3 for part, cpu_s in ours.items()}
     return {
-        "direct_cpu_ms": direct_cpu_s / jobs * 1e3,
-        "overhead_cpu_ms": (ours_cpu_s - direct_cpu_s) / jobs * 1e3,
+        **parts,
+        "direct_cpu_ms": sum(before.values()) / jobs * 1e3,
+        "overhead_cpu_ms": (sum(ours.values()) - sum(before.values())) / jobs * 1e3,
+        "shim_floor_cpu_ms": shim_floor_ms(folder),
         "direct_latency_s": direct_latency_s,
         "added_latency_s": ours_latency_s - direct_latency_s,
     }
 
 
-def measured(cluster: Any, run: Callable[[], float]) -> tuple[float, float]:
-    """(CPU seconds of daemons, jobs and caller beyond what they use when idle, what `run` returned)."""
+def measured(cluster: Any, run: Callable[[], float]) -> tuple[dict[str, float], float]:
+    """(CPU seconds of each part beyond what it uses when idle, what `run` returned)."""
     meter = Meter(cluster)
     idle_before, began_s = meter.cpu_s(), time.monotonic()
     time.sleep(IDLE_S)
-    idle_share = (meter.cpu_s() - idle_before) / (time.monotonic() - began_s)
+    waited_s = time.monotonic() - began_s
+    idle = {part: (now - idle_before[part]) / waited_s for part, now in meter.cpu_s().items()}
     before, began_s = meter.cpu_s(), time.monotonic()
     latency_s = run()
-    return meter.cpu_s() - before - idle_share * (time.monotonic() - began_s), latency_s
+    lasted_s = time.monotonic() - began_s
+    return {
+        part: now - before[part] - idle[part] * lasted_s for part, now in meter.cpu_s().items()
+    }, latency_s
 
 
 class Meter:
-    """CPU of the cluster's processes and of all that they start from now on, by a cgroup; and of this process."""
+    """CPU of the cluster's processes and of all that they start from now on, by a cgroup; of this process; and of the
+    commands that it ran."""
 
     def __init__(self, cluster: Any) -> None:
         self._group = GROUPS / f"qipan-bench-{cluster.engine}"
@@ -96,14 +111,31 @@ class Meter:
                 with contextlib.suppress(OSError, psutil.Error):
                     (self._group / "cgroup.procs").write_text(str(one.pid))
 
-    def cpu_s(self) -> float:
-        ours = sum(os.times()[:2]) + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
-        return ours + int((self._group / "cpuacct.usage").read_text()) / 1e9
+    def cpu_s(self) -> dict[str, float]:
+        return {
+            "cluster": int((self._group / "cpuacct.usage").read_text()) / 1e9,
+            "caller": sum(os.times()[:2]),
+            "commands": sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]),
+        }
+
+
+def shim_floor_ms(folder: Path, runs: int = 10) -> float:
+    """A supervisor that starts, is granted, runs `true` and leaves."""
+    hold, attempt = folder / "floor", folder / "floor-attempt"
+    for path in (hold, attempt):
+        path.mkdir(parents=True, exist_ok=True)
+    Spec(["true"], {}, task=str(attempt)).write(str(attempt / "spec"))
+    (hold / "go").write_text(str(attempt))
+    before = sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2])
+    for _ in range(runs):
+        subprocess.run(supervisor(sys.executable, "--hold", str(hold)), check=True)
+    return (sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]) - before) / runs * 1e3
 
 
 def through(bench: Bench, jobs: int) -> float:
     """All jobs through the engine, SIDE_BY_SIDE at a time; the median seconds from asking to running."""
-    waits, begun, left, running = [], {}, list(range(jobs)), set[str]()
+    first = bench.generation
+    waits, begun, left, running = [], {}, list(range(first, first + jobs)), set[str]()
     while left or running:
         while left and len(running) < SIDE_BY_SIDE:
             task = f"job-{left.pop()}"

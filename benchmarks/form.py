@@ -50,6 +50,11 @@ def data_folder(given: str, source: str) -> Path:
 
 
 def write(out: str, figures: list[Figure], rows: list[dict[str, Any]], **setting: Any) -> None:
+    """The answer to `out`; each figure with its goal on standard error, for who watches."""
+    for figure in figures:
+        verdict = "" if figure.holds is None else "holds" if figure.holds else "MISSED"
+        told = f"{figure.name:44} {figure.value:12.5g} {figure.unit:10} {figure.goal:10} {verdict}"
+        print(told.rstrip(), file=sys.stderr)
     answer = {
         "figures": [{**asdict(figure), "holds": figure.holds} for figure in figures],
         "rows": rows,

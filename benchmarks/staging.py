@@ -110,7 +110,7 @@ def cut(wan: Wan, command: list[str], size: int) -> dict[str, float]:
     """The reader is killed half way, and called again."""
     folder = Path(command[5])
     first = subprocess.Popen(wan.command(1, *command), stdout=subprocess.DEVNULL)
-    incoming = folder.with_name(f"{folder.name}.incoming")
+    incoming = folder.with_name(f"{folder.name}.qipan-incoming")
     while first.poll() is None and blocks(incoming) < size // 2:
         time.sleep(0.02)
     for process in [*psutil.Process(first.pid).children(recursive=True), psutil.Process(first.pid)]:

@@ -20,15 +20,15 @@ import msgspec
 import numpy as np
 
 from benchmarks.form import Figure, arguments, write
+from benchmarks.trainer_site import DATA
 from benchmarks.wan import Wan
 from qipan.hardware import BoardId
 from qipan.network import Link
-from qipan.planner.sites import mixed_step_s, round_s
+from qipan.planner.sites import exchange_s, mixed_step_s, round_s
 from qipan.strategy import Outer, SiteStrategy, Stage, Strategy
 
 LATENCY_S, BYTES_PER_S = 0.020, 25e6
 LAYERS, HIDDEN, SEQ, ROWS = 4, 128, 64, 4  # rows a site; 1.2 M parameters with the poems' characters
-PARAMETERS = 1_200_000  # about, for the planner's formula
 LINK_SEQ, LINK_ROWS = 32, 2  # little real computation in a paced step, so that a busy machine has time for it
 LOSS_LAYERS, LOSS_HIDDEN, LOSS_SEQ, LOSS_ROWS = (
     4,
@@ -36,7 +36,10 @@ LOSS_LAYERS, LOSS_HIDDEN, LOSS_SEQ, LOSS_ROWS = (
     64,
     8,
 )  # early in a training, and with small batches, sites lag more
-LOSS_STEPS, LOSS_SEEDS = 300, (1, 2, 3)
+LOSS_STEPS = 300
+RAMP = 10
+#: outer steps as `sites:` has them, and as they were
+WAYS = {"default": {"ramp": RAMP, "moments": True}, "all alike": {"ramp": 0, "moments": False}}
 STEP_S = 0.1  # of the paced chip, plain DDP's and the sites' alike
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore", "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "GLOO_SOCKET_IFNAME": "lo",
@@ -50,7 +53,9 @@ def main() -> None:
     signal.signal(
         signal.SIGTERM, lambda _number, _frame: sys.exit(1)
     )  # the link and its programs are taken down
-    given = arguments("trainer", parts="mixed,link,kill,loss")
+    given = arguments(
+        "trainer", parts="mixed,link,kill,loss", seeds="1,2,3", ways="default,all alike", steps=LOSS_STEPS, text=DATA[0]
+    )  # fmt: skip
     figures: list[Figure] = []
     rows: list[dict[str, Any]] = []
     parts = given.parts.split(",")
@@ -61,10 +66,11 @@ def main() -> None:
     if "kill" in parts:
         kill(figures, rows)
     if "loss" in parts:
-        loss(figures, rows)
+        seeds = [int(seed) for seed in given.seeds.split(",")]
+        loss(figures, rows, seeds, given.ways.split(","), given.steps, given.text)
     write(
         given.json, figures, rows, latency_s=LATENCY_S, bytes_per_s=BYTES_PER_S, layers=LAYERS, hidden=HIDDEN, seq=SEQ,
-        rows_per_site=ROWS, link_seq=LINK_SEQ, link_rows_per_site=LINK_ROWS, link_step_s=STEP_S, loss_layers=LOSS_LAYERS, loss_hidden=LOSS_HIDDEN, loss_seq=LOSS_SEQ, loss_rows_per_site=LOSS_ROWS, loss_steps=LOSS_STEPS, torchft="not compared",
+        rows_per_site=ROWS, link_seq=LINK_SEQ, link_rows_per_site=LINK_ROWS, link_step_s=STEP_S, loss_layers=LOSS_LAYERS, loss_hidden=LOSS_HIDDEN, loss_seq=LOSS_SEQ, loss_rows_per_site=LOSS_ROWS, loss_steps=given.steps, loss_text=given.text, torchft="not compared",
     )  # fmt: skip
 
 
@@ -122,7 +128,9 @@ def strategy(
         SiteStrategy(name, (Stage("bench", ((0, layers),), rows_per_dp=(rows,)),))
         for name in ("east", "west")
     )
-    return Strategy(0, seq, 2 * rows, sites, Outer(every, codec="int8", grace_s=3.0, overlap=overlap))
+    return Strategy(
+        0, seq, 2 * rows, sites, Outer(every, codec="int8", grace_s=3.0, overlap=overlap, moments=True)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,6 +139,7 @@ class LinkRun:
     every: int
     steps: int  # of both sites together: global batches
     overlap: bool
+    ramp: int = 0
 
 
 def two_sites(wan: Wan, runs: Sequence[LinkRun], *, kill: bool = False) -> list[dict[str, Any]]:
@@ -144,7 +153,10 @@ def two_sites(wan: Wan, runs: Sequence[LinkRun], *, kill: bool = False) -> list[
     ]  # fmt: skip
     desk = start(
         "coordinator",
-        {"host": wan.address(0), "grace_s": 3.0, "sites": ["east", "west"], "runs": {r.task: r.every for r in runs}},
+        {
+            "host": wan.address(0), "grace_s": 3.0, "sites": ["east", "west"], "batch_tokens": 2 * LINK_ROWS * LINK_SEQ,
+            "runs": {run.task: [run.every, run.ramp] for run in runs},
+        },
         *wan.command(0),
     )  # fmt: skip
     assert desk.stdout is not None
@@ -180,6 +192,7 @@ def link(figures: list[Figure], rows: list[dict[str, Any]]) -> None:
         LinkRun("h10", 10, 120, True),
         LinkRun("h50", 50, 250, True),
         LinkRun("h10_without_overlap", 10, 60, False),
+        LinkRun("h10_ramp", 10, 120, True, RAMP),
     )
     with Wan(2, LATENCY_S, BYTES_PER_S) as wan:
         plain = ddp(wan)
@@ -187,23 +200,30 @@ def link(figures: list[Figure], rows: list[dict[str, Any]]) -> None:
     speed: dict[str, float] = {}
     use: dict[str, float] = {}
     errors: dict[str, float] = {}
-    size = PARAMETERS * (1 + 4 / 1024)
     for run in runs:
         both = [one for one in found if one["task"] == run.task]
         sequences = [[one["digest"] for one in site["rounds"]] for site in both]
         assert sequences[0] == sequences[1], f"digests differ in {run.task}"
         speed[run.task] = sum(site["tokens"] / site["seconds"] for site in both) / 2
         use[run.task] = min(site["computed_s"] / site["seconds"] for site in both)
+        rows += [
+            {"part": "link", "every": run.every, "ramp": run.ramp, "overlap": run.overlap, **site}
+            for site in both
+        ]
+        if run.ramp:
+            continue  # its rounds are not alike
         inner_s = max(site["computed_s"] / site["steps"] for site in both)
         whole = [b["at_s"] - a["at_s"] for site in both for a, b in itertools.pairwise(site["rounds"])]
-        planned_s = round_s(inner_s, run.every, 2, PARAMETERS, size / PARAMETERS, LINK, overlap=run.overlap)
+        outer, values = strategy(run.every, overlap=run.overlap).outer, both[0]["parameters"]
+        assert outer is not None
+        planned_s = round_s(outer, values, inner_s, exchange_s(outer, 2, values, LINK))
         errors[run.task] = abs(float(np.median(whole)) / planned_s - 1)
-        rows += [{"part": "link", "every": run.every, "overlap": run.overlap, **site} for site in both]
     figures += [
         Figure("cross_site_speed_vs_ddp", speed["h10"] / plain["tokens_per_s"], "times", ">= 3"),
         Figure("cross_site_use_h10", use["h10"], "share", ">= 0.90"),
         Figure("cross_site_use_h10_without_overlap", use["h10_without_overlap"], "share"),
         Figure("cross_site_use_h50", use["h50"], "share", ">= 0.97"),
+        Figure("cross_site_use_h10_first_120_steps", use["h10_ramp"], "share"),
         *(Figure(f"planner_error_round_{name}", error, "share", "<= 0.15") for name, error in errors.items()),
         Figure("planner_error_cross_site", max(errors.values()), "share", "<= 0.15"),
     ]
@@ -253,20 +273,30 @@ def ddp(wan: Wan) -> dict[str, Any]:
     return {**found, "tokens_per_s": found["tokens"] / found["seconds"]}
 
 
-def loss(figures: list[Figure], rows: list[dict[str, Any]]) -> None:
+def loss(
+    figures: list[Figure],
+    rows: list[dict[str, Any]],
+    seeds: list[int],
+    ways: list[str],
+    steps: int,
+    data: str,
+) -> None:
     """After equal tokens, text as bytes; each seed in a process of its own."""
     stage = Stage("bench", ((0, LOSS_LAYERS),), rows_per_dp=(2 * LOSS_ROWS,))
     exactly = Strategy(0, LOSS_SEQ, 2 * LOSS_ROWS, (SiteStrategy("one", (stage,)),))
     apart = strategy(10, seq=LOSS_SEQ, rows=LOSS_ROWS, layers=LOSS_LAYERS)
     plan = {
-        "exact": msgspec.to_builtins(exactly), "outer": msgspec.to_builtins(apart), "every": [10], "bytes": True,
-        "layers": LOSS_LAYERS, "hidden": LOSS_HIDDEN, "seq": LOSS_SEQ, "tokens": LOSS_STEPS * 2 * LOSS_ROWS * LOSS_SEQ,
+        "exact": msgspec.to_builtins(exactly), "outer": msgspec.to_builtins(apart), "ways": {way: WAYS[way] for way in ways}, "bytes": True, "data": [data],
+        "layers": LOSS_LAYERS, "hidden": LOSS_HIDDEN, "seq": LOSS_SEQ, "tokens": steps * 2 * LOSS_ROWS * LOSS_SEQ,
     }  # fmt: skip
-    runs = [start("losses", {**plan, "seed": seed}) for seed in LOSS_SEEDS]
-    found = [one for run in runs for one in answers(run, 1800.0)]
+    runs = [start("losses", {**plan, "seed": seed}) for seed in seeds]
+    found = [one for run in runs for one in answers(run, 7200.0)]
     exact = {one["seed"]: one["loss"] for one in found if one["every"] == 0}
-    gaps = [one["loss"] - exact[one["seed"]] for one in found if one["every"] == 10]
-    figures.append(Figure("cross_site_loss_gap", float(np.mean(gaps)), "nat per token", "<= 0.02"))
+
+    for way in ways:
+        gaps = [one["loss"] - exact[one["seed"]] for one in found if one.get("way") == way]
+        name, goal = ("", "<= 0.02") if way == "default" else ("_" + way.replace(" ", "_"), "")
+        figures.append(Figure(f"cross_site_loss_gap{name}", float(np.mean(gaps)), "nat per token", goal))
     rows += [{"part": "loss", **one} for one in found]
 
 

@@ -8,7 +8,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from qipan.trainer.sites.outer import Sites
 from qipan.workload import Model
 
 DATA = ("fortunes:tang300+song100",)
+UNSEEN_ROWS = 512
 
 
 def say(**values: Any) -> None:
@@ -48,10 +49,10 @@ def spec(plan: dict[str, Any], vocab: int) -> Model:
     )
 
 
-def bytes_corpus() -> Corpus:
-    """The same poems, one token for each byte of UTF-8."""
+def bytes_corpus(data: tuple[str, ...] = DATA) -> Corpus:
+    """The same texts, one token for each byte of UTF-8."""
     parts: dict[str, list[str]] = {"train": [], "validation": [], "test": []}
-    for uri in DATA:
+    for uri in data:
         for text in read_texts(uri):
             parts[part_of(text)].append(text)
     streams = [
@@ -62,7 +63,8 @@ def bytes_corpus() -> Corpus:
 
 class Text:
     def __init__(self, plan: dict[str, Any]) -> None:
-        self.corpus = bytes_corpus() if plan.get("bytes") else load_corpus(DATA)
+        data = tuple(plan.get("data", DATA))
+        self.corpus = bytes_corpus(data) if plan.get("bytes") else load_corpus(data)
         self.spec = spec(plan, self.corpus.vocab)
 
     def batch(self, strategy: Strategy, step: int, first: int, last: int) -> torch.Tensor:
@@ -73,9 +75,9 @@ class Text:
         return torch.from_numpy(np.stack([tokens[at : at + strategy.seq + 1] for at in offsets[first:last]]))
 
     def unseen(self, session: Session) -> float:
-        """Nat per token on the validation part, whole rows; every rank computes it alone."""
+        """Nat per token on the validation part, whole rows, UNSEEN_ROWS at the most; every rank computes it alone."""
         seq, tokens = session.strategy.seq, self.corpus.validation
-        rows = (len(tokens) - 1) // seq
+        rows = min((len(tokens) - 1) // seq, UNSEEN_ROWS)
         total = 0.0
         for i in range(0, rows, 16):
             starts = [j * seq for j in range(i, min(rows, i + 16))]
@@ -103,8 +105,17 @@ def coordinator(plan: dict[str, Any]) -> None:
             command=type(command).__name__, **msgspec.to_builtins(command), at_s=time.time()
         ),
     )
-    for task, every in plan["runs"].items():
-        server.open(task, Rules(every, plan["grace_s"], 1, tuple(plan["sites"]), 120.0))
+    for task, (every, ramp) in plan["runs"].items():
+        rules = Rules(
+            every,
+            plan["grace_s"],
+            1,
+            tuple(plan["sites"]),
+            120.0,
+            ramp=ramp,
+            batch_tokens=plan["batch_tokens"],
+        )
+        server.open(task, rules)
     say(address=server.address)
     signal.pause()
 
@@ -172,6 +183,7 @@ def one_run(plan: dict[str, Any], run: dict[str, Any], text: Text) -> None:
     say(
         site=plan["site"], task=run["task"], steps=done, tokens=sites.tokens, seconds=seconds, computed_s=computed_s,
         waited_s=sites.waited_s - waited_s, cpu_s=time.process_time() - cpu_s,
+        parameters=sum(parameter.numel() for parameter in session.layout.model.parameters()),
         rounds=[one for one in rounds if one["event"] == "round"],
     )  # fmt: skip
 
@@ -220,26 +232,48 @@ def losses(plan: dict[str, Any]) -> None:
     while session.step < steps:
         step_of(session, text, steps)
     say(seed=seed, every=0, loss=text.unseen(session))
-    for every in plan["every"]:
+    for way, fields in plan["ways"].items():
         outer = msgspec.convert(plan["outer"], type=Strategy)
         assert outer.outer is not None
-        found = trained_apart(
-            replace(outer, seed=seed, outer=replace(outer.outer, every=every)), text, plan, steps
-        )
-        say(seed=seed, every=every, loss=max(found.values()), apart=max(found.values()) - min(found.values()))
+        made = replace(outer, seed=seed, outer=replace(outer.outer, **fields))
+        found = trained_apart(made, text, plan, steps)
+        losses = found.losses.values()
+        say(
+            seed=seed, every=outer.outer.every, way=way, loss=max(losses), apart=max(losses) - min(losses),
+            rounds=found.rounds, sent_bytes=found.sent_bytes,
+        )  # fmt: skip
     os._exit(0)
 
 
-def trained_apart(made: Strategy, text: Text, plan: dict[str, Any], steps: int) -> dict[str, float]:
-    """site -> the loss of the model that it ends with."""
+@dataclass(frozen=True, slots=True)
+class Apart:
+    """`losses`: site -> that of the model that it ends with."""
+
+    losses: dict[str, float]
+    rounds: int
+    sent_bytes: int  # by one site
+
+
+def trained_apart(made: Strategy, text: Text, plan: dict[str, Any], steps: int) -> Apart:
     assert made.outer is not None
     server = RoundServer("127.0.0.1")
-    server.open("bench", Rules(made.outer.every, 30.0, 1, tuple(s.id for s in made.sites), 60.0))
+    batch_tokens = made.global_batch_rows * made.seq
+    names = tuple(s.id for s in made.sites)
+    server.open(
+        "bench",
+        Rules(made.outer.every, 30.0, 1, names, 60.0, ramp=made.outer.ramp, batch_tokens=batch_tokens),
+    )
+    rounds: dict[str, list[dict[str, Any]]] = {name: [] for name in names}
     found: dict[str, float] = {}
 
     def run(name: str) -> None:
         session = Session(text.spec, made, name)
-        sites = Sites(session, server.address, "bench", "127.0.0.1", lambda *_a, **_v: None, plan["tokens"])
+
+        def note(event: str, **values: Any) -> None:
+            if event == "round":
+                rounds[name].append(values)
+
+        sites = Sites(session, server.address, "bench", "127.0.0.1", note, plan["tokens"])
         finished = sites.turn()
         while not finished:
             step_of(session, text, steps)
@@ -253,7 +287,9 @@ def trained_apart(made: Strategy, text: Text, plan: dict[str, Any], steps: int) 
     for thread in threads:
         thread.join()
     server.close()
-    return found
+    first, *others = ([one["digest"] for one in rounds[name]] for name in names)
+    assert all(other == first for other in others), "digests differ"
+    return Apart(found, len(first), rounds[names[0]][-1]["bytes"])
 
 
 def mixed(plan: dict[str, Any]) -> None:

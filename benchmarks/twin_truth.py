@@ -169,7 +169,7 @@ def scenario(rounds: int, seed: int, *, trained: bool = False) -> list[Entry]:
 
     for number in range(rounds):
         start_s = number * ROUND_S
-        add(start_s, f"long{number}", (1, 4), 16.0, 2.0, "sim/a")
+        add(start_s, f"long{number}", (1, 4), 30.0, 2.0, "sim/a")
         add(start_s + 1, f"victim{number}", (2, 2), 14.0, 3.0, "sim/b", 7.0)
         add(start_s + 5, f"urgent{number}", (2, 2), 9.0, 20.0, "sim/a")
         add(start_s + 7, f"behind{number}", (1, 2), 7.0, 2.5, "sim/b")
@@ -294,7 +294,7 @@ def live(site_file: Path, entries: Sequence[Entry], store: Path) -> Run:
 def kill_worker(store: Path, task_id: str) -> None:
     """SIGKILL to the worker of the newest attempt."""
     attempts = sorted(
-        store.glob(f"engines/*/attempts/{task_id}-*/pid.json"), key=lambda path: path.stat().st_mtime
+        store.glob(f"engines/*/control/{task_id}-*/pid.json"), key=lambda path: path.stat().st_mtime
     )
     os.kill(json.loads(attempts[-1].read_text())["pid"], signal.SIGKILL)
 

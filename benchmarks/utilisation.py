@@ -35,7 +35,7 @@ from qipan.hardware import BoardId, BoardSpec, ChipClassId, Pool, PoolId
 from qipan.leases import Order, TaskId
 from qipan.scheduler import Settings
 from qipan.scheduler.bids import most_efficient
-from qipan.twin import arrivals, build_world, check_world
+from qipan.twin import arrivals, build_world, check_changes
 
 REGIONS = {"east": ("e1", "e2"), "west": ("w1", "w2"), "north": ("n1", "n2")}
 CHIP_OF = {"e1": "v100", "e2": "p100", "w1": "p100", "w2": "k80", "n1": "v100", "n2": "k80"}
@@ -215,7 +215,7 @@ class Setting:
             settings=Settings(lease_s=6 * 3600.0, policy=policy),
             behaviour=Behaviour(checkpoint_s=600.0),
         )
-        world.after_step.append(check_world)
+        world.after_step.append(check_changes)
         world.happenings = arrivals([*(one.order for one in self.jobs), *serving])
         world.run(until_s=self.span_s, most_steps=10**9)
         done: dict[TaskId, float] = {}

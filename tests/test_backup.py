@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from api_site import served, submit
+from qipan.boards import verify_store
 from qipan.client import Client, Task
 from qipan.errors import InvalidInput, NotFound, QipanError
-from qipan.host import verify_store
 from qipan.store import StoreFolder
 from qipan.store.backup import back_up, restore_into
 
@@ -60,7 +60,7 @@ class Up:
         """The machine is gone: the boards, the supervisors and what they watch, all at once."""
         self.process.kill()
         self.process.wait()
-        for path in self.store.glob("engines/*/attempts/*/pid.json"):
+        for path in self.store.glob("engines/*/control/*/pid.json"):
             told = json.loads(path.read_text())
             for pid in {told["shim"], told.get("pid", told["shim"])}:
                 for number in [*children(pid), pid]:

@@ -7,16 +7,15 @@ import re
 import signal
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from playwright.sync_api import Browser, Page, expect, sync_playwright
 
-from api_site import caller, served, submit
-from qipan.client import AsyncClient, Client
-from qipan.console import make_console
+from api_site import caller, consoled, served, submit
+from qipan.client import Client
+from qipan.host import Host
 
 HERE = Path(__file__).parent
 WAIT_MS = 180_000
@@ -175,29 +174,19 @@ def test_a_task_is_submitted_watched_explained_and_paid_in_both_languages(chromi
 
 
 @pytest.fixture(scope="module")
-def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    import socket
-
-    import uvicorn
-
+def host(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Host]:
     with served(tmp_path_factory.mktemp("b")) as host:
         with caller(host) as api:
             for _ in range(3):
                 submit(api)
         host.step()
-        listener = socket.create_server(("127.0.0.1", 0))
-        authority = f"127.0.0.1:{listener.getsockname()[1]}"
-        app = make_console(AsyncClient(host.folder), "k", authority)
-        server = uvicorn.Server(
-            uvicorn.Config(app, log_level="warning", lifespan="off", timeout_graceful_shutdown=1)
-        )
-        thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
-        thread.start()
-        try:
-            yield f"http://{authority}"
-        finally:
-            server.should_exit = True
-            thread.join(5)
+        yield host
+
+
+@pytest.fixture(scope="module")
+def address(host: Host) -> Iterator[str]:
+    with consoled(host, "k") as address:
+        yield address
 
 
 PATHS = ("/", "/submit", "/tasks", "/tasks/tiny-1", "/supply", "/prices", "/money", "/decisions", "/people")
@@ -236,4 +225,42 @@ def test_the_pages_are_reached_and_used_by_the_keyboard_alone(chromium, address)
     page.keyboard.type("typed")
     page.keyboard.press("Tab")
     expect(page.locator("#text")).to_have_value(re.compile("name: typed"))
+    watched.context.close()
+
+
+def test_a_person_logs_in_sees_their_own_and_logs_out_in_both_languages(chromium, host, address):
+    password = "correct horse battery"
+    with caller(host) as api:
+        made = {"user": "li", "role": "user", "tenant": "poets", "password": password}
+        assert api.post("/users", json=made).status_code == 201
+    watched = Watched(chromium, viewport={"width": 390, "height": 844})
+    page = watched.page
+    page.goto(address)
+    page.get_by_role("link", name="用用户名登录").click()
+    page.wait_for_url(f"{address}/login")
+    page.get_by_label("用户名").fill("li")
+    page.get_by_label("密码").fill("a wrong password")
+    page.get_by_role("button", name="登录").click()
+    expect(page.get_by_role("alert")).to_contain_text("wrong user or password")
+    expect(page.get_by_label("用户名")).to_have_value("li")
+    page.get_by_role("link", name="English").click()
+    page.wait_for_url(f"{address}/login")
+    page.get_by_label("user").fill("li")
+    page.get_by_label("password").fill(password)
+    page.keyboard.press("Enter")
+    page.wait_for_url(f"{address}/")
+    expect(page.locator(".person")).to_contain_text("li")
+    expect(page.locator("#pulse")).to_have_text("live")
+    for path in PATHS[:-2]:
+        page.goto(address + path)
+        wide = page.evaluate("document.documentElement.scrollWidth")
+        assert wide <= 390, f"{path} is {wide} wide"
+    page.get_by_role("button", name="Log out").click()
+    page.wait_for_url(f"{address}/login")
+    page.goto(f"{address}/money")
+    page.wait_for_url(f"{address}/enter")
+    complaints = [
+        said for said in watched.complaints if "403" not in said
+    ]  # the browser tells of the wrong password, too
+    assert complaints == []
     watched.context.close()

@@ -16,6 +16,7 @@ from qipan.scheduler import Phase
 from qipan.store import Store
 from qipan.twin.check import check_end, check_world
 from qipan.twin.world import Happening, build_world, crash
+from qipan.views import cost
 from worlds import TARIFF, leaf, nation, order
 
 HOUR_CNY = TARIFF  # one device for an hour
@@ -129,13 +130,21 @@ def test_a_real_process_is_parked_for_its_budget_and_goes_on(tmp_path):
     text += 'limits: {time: 3s, max_cost: 0.0015 CNY}\nenv: {TINY_STEPS: "90"}\n'  # 5.4 s of one device
     with served(tmp_path) as host, caller(host) as api:
         assert api.post("/tasks", json={"text": text}).status_code == 201
-        stepped_until(host, lambda: host.task("slow-1").state == "parked")
-        assert 0 < host.charged("slow-1") <= 1500
-        assert host.task("slow-1").saved > 0
+        stepped_until(host, lambda: host.queries.task("slow-1").state == "parked")
+        assert 0 < host.queries.charged("slow-1") <= 1500
+        assert host.queries.task("slow-1").saved > 0
         too_little = api.post("/tasks/slow-1/budget", params={"max_cost": "0.001 CNY"})
         assert too_little.status_code == 400
         assert api.post("/tasks/slow-1/budget", params={"max_cost": "1 CNY"}).status_code == 200
-        stepped_until(host, lambda: host.task("slow-1").state == "done")
-        assert host.bill("slow-1").cost_micro_cny == host.charged("slow-1")
+        stepped_until(host, lambda: host.queries.task("slow-1").state == "done")
+        assert host.queries.bill("slow-1").cost_micro_cny == host.queries.charged("slow-1")
         assert host.balances()["hold/slow-1"] == 0
         assert api.post("/tasks/slow-1/budget", params={"max_cost": "2 CNY"}).status_code == 400
+        exits = host.queries.exits("slow-1")
+        last = exits[-1]
+        longer = replace(last.usage, device_s=last.usage.device_s + 3600)
+        host.tree.root.accept(replace(last, usage=longer))  # told again, and otherwise
+        host.step()
+        assert len(host.queries.exits("slow-1")) == len(exits) + 1
+        charged = host.queries.charged("slow-1")
+        assert host.queries.bill("slow-1").cost_micro_cny == cost(host, "slow-1").spent_micro_cny == charged

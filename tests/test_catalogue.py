@@ -44,6 +44,17 @@ def test_a_site_adds_an_unseen_model_in_ten_lines(tmp_path):
     assert load_catalogue(path).find("NewCo X1").peak_flops_per_s["bf16"].value == 320e12
 
 
+def test_what_ships_is_read_once_and_a_sites_own_stay_its_own(tmp_path):
+    path = tmp_path / "more.yaml"
+    path.write_text(UNSEEN + "stacks: {nvidia: {image: ours}}\n")
+    other = load_catalogue(path)
+    once, again = load_catalogue(), load_catalogue()
+    assert all(again.chips[name] is chip for name, chip in once.chips.items()), "every submission asks for it"
+    assert "newco/x1" in other.chips
+    assert "newco/x1" not in again.chips
+    assert (other.stacks["nvidia"].image, again.stacks["nvidia"].image) == ("ours", "")
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -103,6 +103,23 @@ def test_the_twin_runs_a_day():
     assert report["figures"]["done"] == 200
 
 
+def test_why_of_the_twin_does_not_leave_a_snapshot_out_unsaid():
+    done = qipan("twin", "examples/day.yaml", "--why", "a-1", "--from", "evening")
+    assert done.returncode == 2
+    assert "leave --from and --snapshot-at out" in done.stderr
+
+
+@pytest.mark.slow
+def test_the_twin_starts_from_a_moment_of_a_day(tmp_path):
+    day, written = "examples/day.yaml", tmp_path / "evening"
+    assert qipan("twin", day, "--snapshot-at", "20h").returncode == 2
+    assert qipan("twin", day, "--snapshot-at", "20h", "--out", str(tmp_path)).returncode == 2
+    told = json.loads(qipan("twin", day, "--snapshot-at", "20h", "--out", str(written), "--json").stdout)
+    assert told["files"] == [str(written)]
+    report = json.loads(qipan("twin", day, "--from", str(written), "--policy", "jct", "--json").stdout)
+    assert (report["figures"]["done"], report["policy"]) == (200, "jct")
+
+
 @pytest.mark.slow
 def test_kinds_that_cannot_run_yet_are_refused_by_name(tmp_path):
     done = qipan("plan", "examples/serve-llama.yaml", "--site", SITE, "--json", XDG_CACHE_HOME=str(tmp_path))

@@ -22,6 +22,11 @@ def test_the_demo_does_all_six_steps(tmp_path):
         assert verdict in verdicts
     assert any(line["event"] == "kill" for line in lines)
     result = next(line for line in lines if "test_loss" in line)
+    shrunk, grown = result["changes"][:2]
+    assert shrunk["devices"] > grown["devices"]
+    for change in (shrunk, grown):
+        assert change["in_place"], change["why"]
+        assert change["seconds"] is not None
     assert result["gain_nat_per_character"] >= 0.5
     assert result["ledger_sum_micro_cny"] == 0
     assert result["receipts_agree"]

@@ -13,9 +13,11 @@ import pytest
 
 from qipan.channel import Link
 from qipan.channel.network import Admitted, Network
+from qipan.channel.opening import ask_once
 from qipan.clock import named_random
+from qipan.errors import Unreachable
 from qipan.identity import Wallet
-from qipan.identity.wallet import Members
+from qipan.identity.wallet import Members, joining_context
 
 BLOCK = re.compile(r"^```sh\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
@@ -26,10 +28,10 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def until(condition, limit_s: float = 30.0, what: str = "") -> None:
+def until(condition, limit_s: float = 60.0, what: object = "") -> None:
     end_s = time.monotonic() + limit_s
     while not condition():
-        assert time.monotonic() < end_s, what or condition
+        assert time.monotonic() < end_s, what() if callable(what) else what or condition
         time.sleep(0.02)
 
 
@@ -39,10 +41,11 @@ def test_the_page_on_boards_of_several_hosts_can_be_typed_as_it_stands(tmp_path)
     blocks = BLOCK.findall(page)
     assert len(blocks) == 4
     # A person waits for a board to say that it is served before going on; so does the script.
-    script = "set -e\n" + "\n".join(
-        re.sub(r"^(qipan board serve.*--store (\w+).*) &$", r"\1 > \2.log 2>&1 & echo $! >> pids\n"
+    hosts = ["host1", "../host2", "../host1", "../host2"]  # a folder for each terminal
+    script = "set -e\nmkdir host1 host2\n" + "\n".join(
+        f"cd {hosts[i]}\n" + "cp ../host1/dc1.invite .\n" * (i == 1) + re.sub(r"^(qipan board serve.*--store (\w+).*) &$", r"\1 > \2.log 2>&1 & echo $! >> ../pids\n"
                r"for i in $(seq 300); do grep -q served \2.log && break; sleep 0.1; done", block, flags=re.MULTILINE)
-        + ("for i in $(seq 300); do qipan board --json --store cn | grep -q sim/a && break; sleep 0.1; done\n" if i == 1 else "")
+        + ("for i in $(seq 300); do qipan board --json --store ../host1/cn | grep -q sim/a && break; sleep 0.1; done\n" if i == 1 else "")
         for i, block in enumerate(blocks)
     )  # fmt: skip
     bin_ = Path(".venv/bin").absolute()
@@ -51,7 +54,7 @@ def test_the_page_on_boards_of_several_hosts_can_be_typed_as_it_stands(tmp_path)
         done = subprocess.run(
             ["bash", "-c", script], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120
         )
-        logs = "\n".join(path.read_text() for path in tmp_path.glob("*.log"))
+        logs = "\n".join(path.read_text() for path in tmp_path.glob("*/*.log"))
         assert done.returncode == 0, f"{done.stdout}\n{done.stderr}\n{logs}"
         assert "hello from hello-1 on attempt 1" in done.stdout
         assert "agrees" in done.stdout
@@ -208,6 +211,50 @@ def test_a_question_is_answered_from_both_sides_and_fails_when_the_link_is_cut(e
         ends.at_child.ask("who", 1)
     ends.proxy.down = False
     until(lambda: ends.at_child.connected, what="it connects again by itself")
+
+
+def test_who_leads_is_answered_while_all_other_questions_wait(ends):
+    waiting = threading.Event()
+    ends.dialer.answer = lambda name, _: name == "lead" or waiting.wait(20)
+    ends.at_parent.connection.drop("from now on it answers so")
+    until(lambda: not ends.at_child.connected)
+    until(lambda: ends.at_child.connected)
+    slow = [threading.Thread(target=ends.at_parent.ask, args=("logs", i)) for i in range(8)]
+    try:
+        for thread in slow:
+            thread.start()
+        until(lambda: len(ends.at_parent.connection._asked) == 8)
+        assert ends.at_parent.ask("lead", None, 2.0) is True
+    finally:
+        waiting.set()
+        for thread in slow:
+            thread.join()
+
+
+@pytest.mark.parametrize("after", ["nothing", "the handshake"])
+def test_a_question_to_a_process_that_says_nothing_more_is_over_in_its_time(tmp_path, after):
+    """A host that went away after TLS stood, its connection never closed: the thread that asked is free again."""
+    wallet = Wallet.found(tmp_path / "cn", "cn", time.time)
+    listener, held, ended = socket.create_server(("127.0.0.1", 0)), [], threading.Event()
+
+    def serve() -> None:
+        sock, _ = listener.accept()
+        held.append(
+            wallet.server_context().wrap_socket(sock, server_side=True) if after == "the handshake" else sock
+        )
+
+    def ask() -> None:
+        url = f"grid://127.0.0.1:{listener.getsockname()[1]}"
+        context = joining_context(wallet.invite("dc1", "", url))
+        with pytest.raises(Unreachable):
+            ask_once(url, context, lambda _: None, {}, "silence", 1.0)
+        ended.set()
+
+    for act in (serve, ask):
+        threading.Thread(target=act, daemon=True).start()
+    assert ended.wait(5)
+    for sock in (*held, listener):
+        sock.close()
 
 
 def test_a_new_board_has_no_members(tmp_path):

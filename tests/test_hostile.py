@@ -32,10 +32,10 @@ def api(host: Host) -> Iterator[httpx.Client]:
 
 @pytest.fixture(autouse=True)
 def nothing_came_of_it(host: Host, api: httpx.Client) -> Iterator[None]:
-    before = host.task_ids(), host.balances()
+    before = host.queries.task_ids(), host.balances()
     yield
     assert api.get("/health").json()["status"] == "ok"
-    assert (host.task_ids(), host.balances()) == before
+    assert (host.queries.task_ids(), host.balances()) == before
 
 
 def refused(answer: httpx.Response) -> None:
@@ -86,6 +86,26 @@ def test_a_body_that_is_no_submission(api, body, path):
     refused(api.post(path, content=body, headers={"content-type": "application/json"}))
 
 
+LOGINS = {
+    "no JSON": b"user=li", "a list": b"[]", "a number": b'{"user": 1, "password": "x"}', "no password": b'{"user": "li"}',
+    "an empty name": b'{"user": "", "password": "xxxxxxxxxxxx"}', "SQL": b'{"user": "\' OR 1=1 --", "password": "xxxxxxxxxxxx"}',
+    "a key of another noun": b'{"user": "../session/x", "password": "xxxxxxxxxxxx"}', "a zero byte": b'{"user": "li\\u0000", "password": "x"}',
+    "half a character": b'{"user": "\\ud800", "password": "x"}', "a user twice": b'{"user": "li", "user": "operator", "password": "x"}',
+    "mass assignment: role": b'{"user": "li", "password": "xxxxxxxxxxxx", "role": "operator"}', "a list for a password": b'{"user": "li", "password": ["x"]}',
+    "an endless password": b'{"user": "li", "password": "' + b"x" * 40_000 + b'"}', "an operator's token": json.dumps({"refresh_token": TOKEN}).encode(),
+    "a refresh token of nobody": json.dumps({"refresh_token": f"qr_{'A' * 22}_{'A' * 43}"}).encode(),
+    "an id_token of nobody": json.dumps({"id_token": "e30.e30."}).encode(),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("path", ["/login", "/login/refresh", "/login/oidc"])
+def test_a_login_that_is_none(host, path):
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(host.folder / "api.sock")), base_url="http://qipan/v1") as stranger:  # fmt: skip
+        for body in LOGINS.values():
+            refused(stranger.post(path, content=body, headers={"content-type": "application/json"}))
+        assert stranger.get("/users").status_code == 401
+
+
 TEXTS = {
     "HTML in the name": TINY.replace("name: tiny", "name: <script>alert(1)</script>"),
     "a path as the name": TINY.replace("name: tiny", "name: ../../etc/cron.d/x"),
@@ -124,7 +144,7 @@ PATHS = [
     "/tasks?cursor=' OR 1=1 --", "/tasks?cursor=bnVsbA", "/tasks?cursor=" + "A" * 299, "/tasks?cursor=" + "A" * 5000,
     "/tasks?newest_first=perhaps", "/tasks?state=" + "x" * 100, "/decisions?cursor=W05hTiwiYSIsMV0",
     "/decisions?cursor=WzFlOTk5LCJhIiwxXQ", "/decisions?cursor=WzEsImEiLDk5OTk5OTk5OTk5OTk5OTk5OTk5XQ", "/tasks/tiny-1/logs?after=-1",
-    "/tasks/tiny-1/events?after=99999999999999999999", "/tasks/' OR '1'='1", "/tasks/%00", "/tasks/tiny-1%00",
+    "/tasks/tiny-1/events?after=99999999999999999999", "/tasks/' OR '1'='1", "/whatif?policy=%00", "/whatif?policy=--json", "/tasks/%00", "/tasks/tiny-1%00",
     "/tasks/..%2f..%2fetc%2fpasswd", "/tasks/%2e%2e/health", "/tasks/" + "x" * 3000, "/tasks/tiny-*", "/tasks/tiny-1/%2e%2e/bill",
     "/problems/" + "x" * 41, "/problems/%3Cscript%3E", "/..%2f..%2ftoken", "/tasks/%F0%28%8C%28", "//etc/passwd",
 ]  # fmt: skip
@@ -155,6 +175,8 @@ TOKENS = {
     "another tenant's signature": [("authorization", f"Bearer rivals:{POETS.partition(':')[2]}")],
     "a tenant of no name": [("authorization", "Bearer :" + hmac.new(b"", b"tenant/", hashlib.sha256).hexdigest())],
     "a tenant without signature": [("authorization", "Bearer poets:")],
+    "a signature of nothing": [("authorization", "Bearer eyJhbGciOiJub25lIiwidHlwIjoiYXQrand0In0.eyJyb2xlIjoib3BlcmF0b3IifQ.")],
+    "dots": [("authorization", "Bearer ..")],
     "no ASCII": [("authorization", "Bearer \u00fc".encode("latin-1"))],
     "in a cookie": [("cookie", f"token={TOKEN}")],
     "forwarded by nobody": [("x-forwarded-user", "admin"), ("x-original-url", "/v1/health")],
@@ -230,7 +252,7 @@ def test_a_request_that_two_readers_would_read_differently(host, raw):
 
 
 def test_there_are_at_least_forty():
-    assert 2 * len(BODIES) + len(TEXTS) + len(PATHS) + len(TOKENS) + len(RAW) >= 40
+    assert 2 * len(BODIES) + len(TEXTS) + len(PATHS) + len(TOKENS) + len(RAW) + 3 * len(LOGINS) >= 40
 
 
 def test_a_caller_who_asks_too_often_is_told_to_wait_and_nobody_else_is():

@@ -2,12 +2,11 @@
 exactly as it was."""
 
 import math
-import sqlite3
 from dataclasses import replace
 
 import pytest
 
-from qipan.errors import QipanError
+from qipan.errors import DiskFull, QipanError
 from qipan.journal import Journal
 from qipan.ledger.requests import CaptureHold, ExpireHold, PlaceHold, Post, Posted, Refused, VoidHold
 from qipan.ledger.transfer import AMOUNT_MICRO_MAX, Entry, Transfer, exchange, move
@@ -191,7 +190,7 @@ def test_a_full_disk_posts_nothing(tmp_path):
     pages = journal.db.rows("PRAGMA page_count")[0][0]
     journal.db.run(f"PRAGMA max_page_count = {pages}")
     before = everything(journal)
-    with pytest.raises(sqlite3.OperationalError, match="full"):
+    with pytest.raises(DiskFull, match=r"a\.db: no room was left, though .* are free"):
         journal.submit([pay(f"k{i}", "c" * 150, "bank/world", f"tenant/{i}")() for i in range(500)], NOW_S)
     assert everything(journal) == before
 

@@ -1,9 +1,11 @@
 """Who is let in: wrong identities are refused at the handshake or at the first read, and logged; renewal goes unnoticed."""
 
+import contextlib
 import json
 import re
 import socket
 import ssl
+import threading
 import time
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,11 +17,12 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID as Eku
 
-from qipan.channel.network import Network, ask_once
+from qipan.channel.network import Network
+from qipan.channel.opening import ask_once
 from qipan.errors import QipanError
 from qipan.grid import GridHost, join
 from qipan.hardware import BoardId, BoardSpec
-from qipan.identity import Authority, Token, expects, make_request, peer_of, spiffe_of
+from qipan.identity import Authority, Token, Wallet, expects, make_request, peer_of, spiffe_of
 from qipan.identity.wallet import joining_context
 from qipan.workload.site import Site
 from test_grid import until
@@ -332,6 +335,20 @@ def test_a_board_below_a_region_is_let_in_by_the_regions_board_with_its_chain(gr
     assert len(grid.refusals()) == len(before) + 1
 
 
+def test_a_board_may_come_while_those_below_are_gone_through(tmp_path):
+    grid = Grid(tmp_path)
+    try:
+        grid.dial(grid.dc1.client_context())
+        assert grid.let_in
+        walk = iter(grid.host.below.items())
+        grid.dial(join(tmp_path / "dc2", grid.invite("dc2")).client_context(), "dc2")
+        assert grid.let_in
+        assert [name for name, _ in walk] == ["dc1"]
+        assert sorted(grid.host.below) == ["dc1", "dc2"]
+    finally:
+        grid.host.close()
+
+
 def test_a_certificate_is_renewed_at_half_its_life_and_the_link_goes_on(tmp_path):
     grid = Grid(tmp_path)
     life_s = 4.0
@@ -359,3 +376,57 @@ def test_a_certificate_is_renewed_at_half_its_life_and_the_link_goes_on(tmp_path
     finally:
         below.close()
         grid.host.close()
+
+
+@pytest.mark.parametrize("place", [("cn",), ("cn", "east")])
+def test_what_took_a_board_over_is_known_above_and_below_and_so_is_what_takes_that_over(tmp_path, place):
+    def joined(name: str, at: Wallet, role: str = "board", may_invite: bool = True) -> Wallet:
+        token = at.invite(
+            place[-1] if role == "standby" else name, "", "grid://nowhere:1", role=role, may_invite=may_invite
+        )
+
+        def ask(token: Token, request: bytes, own: bytes) -> tuple[bytes, bytes]:
+            return at.admit(token.secret, token.place, "", request, own)
+
+        return Wallet.join(tmp_path / name, token, ask, time.time)
+
+    top = Wallet.found(tmp_path / "cn", "cn", time.time)
+    leader = top if len(place) == 1 else joined("east", top)
+    child = joined("dc1", leader, may_invite=False)
+    for number in (1, 2):
+        standby = joined(f"standby{number}", leader, "standby")
+        folder = tmp_path / f"leader{number}"
+        standby.crown(folder, leader.kept, "127.0.0.1:1")
+        leader = Wallet(folder, time.time)
+        for client, server in ((child, leader), (leader, child), (leader, top), (top, leader)):
+            shaken(client.client_context(), server.server_context())
+
+
+def shaken(client: ssl.SSLContext, server: ssl.SSLContext) -> None:
+    """A handshake in memory.  Raises ssl.SSLError when one does not believe the other."""
+    to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
+    ends = [
+        client.wrap_bio(to_client, to_server, server_side=False),
+        server.wrap_bio(to_server, to_client, server_side=True),
+    ]
+    for _ in range(4):
+        for end in ends:
+            with contextlib.suppress(ssl.SSLWantReadError):
+                end.do_handshake()
+    assert all(end.getpeercert(binary_form=True) for end in ends)
+
+
+def test_an_invite_beside_the_served_board_is_not_lost_nor_is_what_the_board_writes(tmp_path):
+    served, typed = Wallet.found(tmp_path / "cn", "cn", time.time), Wallet(tmp_path / "cn", time.time)
+
+    def follows() -> None:
+        for reign in range(1, 200):
+            served.follow(reign=reign)
+
+    beside = threading.Thread(target=follows)
+    beside.start()
+    for number in range(60):
+        typed.invite(f"dc{number}", "", "grid://nowhere:1")
+    beside.join()
+    kept = Wallet(tmp_path / "cn", time.time).kept
+    assert (kept.reign, len(kept.invites)) == (199, 60)

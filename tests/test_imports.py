@@ -76,6 +76,19 @@ srun --cpus-per-task 2 bash -c 'echo rank $SLURM_PROCID'
     assert sorted(ranks) == ["rank 0", "rank 1", "rank 2"]
 
 
+def test_a_batch_script_for_two_nodes_asks_for_two_and_srun_starts_those_of_its_own():
+    text = "#!/bin/bash\n#SBATCH -N 2 --ntasks-per-node=2 --gres=gpu:2\nsrun bash -c 'echo rank $SLURM_PROCID local $SLURM_LOCALID'\n"
+    task, _ = parse_job(text)
+    assert (task.devices.min, task.devices.per_node) == (4, 2)
+    said = ran(task, QIPAN_NUM_NODES="2", QIPAN_NODE_RANK="1")
+    assert sorted(said) == ["rank 2 local 0", "rank 3 local 1"]
+
+
+def test_a_jobset_of_eight_pods_asks_for_eight_nodes():
+    task, _ = read_job(Path(__file__).parent / "imports/jobset.yaml")
+    assert (task.devices.min, task.devices.per_node) == (64, 8)
+
+
 def test_a_rank_that_fails_fails_the_script():
     task, _ = parse_job("#!/bin/bash\n#SBATCH -n 2\nsrun bash -c 'exit $SLURM_PROCID'\n")
     with pytest.raises(subprocess.CalledProcessError):

@@ -28,6 +28,7 @@ def journal():
 
 
 @pytest.mark.slow
+@pytest.mark.computes
 @pytest.mark.parametrize("part", range(4))
 def test_ten_thousand_random_histories_are_what_the_model_says(part):
     done = sum(play(seed) for seed in range(part * HISTORIES // 4, (part + 1) * HISTORIES // 4))

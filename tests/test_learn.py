@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from api_site import served
-from qipan.engines.leaf import _parse
+from qipan.engines.reading import parse
 from qipan.errors import Unreachable
 from qipan.events import TaskProgress
 from qipan.hardware import BoardId, BoardSpec, ChipClassId, Pool, PoolId, Probe
@@ -136,7 +136,7 @@ def test_a_script_that_tells_no_number_of_seconds_teaches_nothing_and_stops_nobo
 def test_a_line_that_is_no_object_teaches_nothing(detail):
     plan = plan_task(POEMS, SITE, vocab=2696)
     assert seen_in(plan, [replace(told(plan.options[0], 1, 1.0), detail=detail)]) == []
-    assert _parse(detail.encode()) == {}, "nor does it stop the engine"
+    assert parse(detail.encode()) == {}, "nor does it stop the engine"
 
 
 def test_lessons_that_were_cut_off_are_read_again(tmp_path, monkeypatch):
@@ -146,10 +146,10 @@ def test_lessons_that_were_cut_off_are_read_again(tmp_path, monkeypatch):
         with monkeypatch.context() as patch:
             patch.setattr(host.store, "submission", fails)
             with pytest.raises(Unreachable):
-                host.learned()
-        assert host._learned_to == 0
-        host.learned()
-        assert host._learned_to == 9
+                host.intake.lessons.learned()
+        assert host.intake.lessons._learned_to == 0
+        host.intake.lessons.learned()
+        assert host.intake.lessons._learned_to == 9
 
 
 def fails(_task_id: str) -> None:

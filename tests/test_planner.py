@@ -109,6 +109,22 @@ def test_an_elastic_script_has_a_point_for_each_count():
     assert [point.devices for point in plan.curve.points] == [1, 2, 3]
 
 
+def test_a_script_for_several_nodes_gets_them_where_there_are_some_and_is_refused_where_there_are_too_few():
+    task = parse_task(
+        "kind: train\nname: a\nrun: x\ndevices: {min: 2, max: 2, per_node: 1}\nlimits: {time: 1h}\n"
+    )
+    two = plan_task(task, tree(devices=8)).curve
+    assert two is not None
+    assert two.points[0].needs[0].devices_per_node == 1
+    one = plan_task(task, tree()).curve
+    assert one is not None, "a machine of one node runs it once"
+    three = replace(task, devices=replace(task.devices, min=3, max=3))
+    assert (
+        "needs 3 nodes with 1 devices each, the pool has 2"
+        in plan_task(three, tree(devices=8)).refused[0].why
+    )
+
+
 #: as published with the weights (Hugging Face model cards; OPT and GPT-2 as their checkpoints count)
 PUBLISHED_PARAMETERS = {
     "llama-2-7b": 6_738_415_616,

@@ -187,10 +187,29 @@ def test_under_jct_a_task_that_never_ran_begins_on_a_node_and_under_sia_on_one_d
     assert Sia().choose([new], {"a": 16}, 0.0) == {"new": "a:1"}
 
 
-def test_tasks_that_share_devices_keep_the_end_that_was_promised():
+def test_tasks_that_share_devices_keep_the_end_that_was_promised_in_whole_rounds():
     policy = LeastMean()
-    tasks = [contender("x", {"a": 1.0}, left=36_000.0), contender("y", {"a": 1.0}, left=3_600.0)]
+    tasks = [contender("x", {"a": 1.0}, left=36_000.0), contender("y", {"a": 1.0}, left=3_700.0)]
     policy.choose(tasks, {"a": 1}, 0.0)
-    assert policy.promised_s == pytest.approx(36_000.0 + 3_600.0 + 360.0, rel=1e-6)
+    assert policy.promised_s == pytest.approx((100 + 11) * 360.0)
     policy.choose(tasks[:1], {"a": 1}, 3_600.0)
-    assert policy.promised_s == pytest.approx(36_000.0 + 3_600.0 + 360.0, rel=1e-6)
+    assert policy.promised_s == pytest.approx((100 + 11) * 360.0)
+
+
+def test_under_jct_a_newcomer_starts_at_once_where_nobody_moves_and_tasks_move_at_the_end_of_the_minute():
+    """8 devices: `wide` takes six and `small` the two that are free; `rigid` needs four, for which `wide` makes room."""
+    world = build_world(leaf("dc", 8), seed=1, settings=Settings(policy="jct"))
+    orders = [
+        order("wide", work_s=20_000.0, counts=(2, 6), submitted_s=61.0),
+        order("small", work_s=20_000.0, counts=(2,), submitted_s=70.0),
+        order("rigid", work_s=20_000.0, counts=(4,), submitted_s=80.0),
+    ]
+    world.happenings = arrivals(orders)
+    world.run(until_s=79.0)
+    tasks = world.tree.root.state.tasks
+    assert [str(task.task_id) for task in tasks.values() if task.engine is not None] == ["wide", "small"]
+    world.run(until_s=119.0)
+    assert world.tree.root.state.moves_at_s == 120.0
+    assert tasks[TaskId("wide")].needs[0].devices == 6
+    world.run(until_s=200.0)
+    assert world.tree.root.state.tasks[TaskId("rigid")].engine is not None

@@ -114,6 +114,25 @@ def test_a_share_is_lent_and_comes_back_when_its_owner_waits():
     )
 
 
+@pytest.mark.parametrize("bobs", [(8,), (4, 4)])
+def test_what_a_tenant_holds_within_its_own_is_not_taken_for_a_dearer_bid(bobs):
+    state = board(QuotaRule(DC, "alice", share=0.5))
+    decide(state, [of("alice", "a", 4, bid=2 * TARIFF)], Moment(1, 1))
+    run_until_started(state, "a", 1.0)
+    dear = [of("bob", f"b{number}", devices, bid=50 * TARIFF) for number, devices in enumerate(bobs)]
+    decision = decide(state, dear, Moment(2, 2))
+    assert not commands(decision, Stop)
+    assert len(commands(decision, Reserve)) == (1 if bobs == (4, 4) else 0), "what is not alice's"
+
+
+def test_a_tenants_own_dearer_task_may_take_what_is_its_own():
+    state = board(QuotaRule(DC, "alice", share=0.5))
+    decide(state, [of("alice", "a", 4, bid=2 * TARIFF)], Moment(1, 1))
+    run_until_started(state, "a", 1.0)
+    decision = decide(state, [of("alice", "c", 8, bid=50 * TARIFF)], Moment(2, 2))
+    assert [command.task_id for command in commands(decision, Stop)] == ["a"]
+
+
 def test_a_task_that_may_not_be_parked_borrows_nothing():
     state = board(QuotaRule(DC, "alice", share=0.5))
     assert not commands(decide(state, [of("bob", "b", 6, preemptible=False)], Moment(1, 1)), Reserve)

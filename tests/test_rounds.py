@@ -12,7 +12,9 @@ from qipan.rounds import (
     Commit,
     HungUp,
     Joined,
+    Known,
     Left,
+    Member,
     Own,
     Ready,
     RoundFact,
@@ -329,6 +331,22 @@ def test_votes_for_unlike_results_never_commit():
         rounds, Voted("a", 2.0, 0, 0, rounds.generation, "x"), Voted("b", 2.0, 0, 0, rounds.generation, "y")
     )
     assert rounds.committed == (-1, 0)
+
+
+def test_rounds_grow_with_what_was_trained_and_no_further_than_asked():
+    """A round is at most a quarter of the steps before it: what a member of a round is told to do, step by step."""
+    rules = Rules(5, 10.0, 1, ("a", "b"), 60.0, ramp=4, batch_tokens=100)
+    lengths, state = [], Rounds(rules)
+    while state.tokens < 60 * 100:
+        told = view(replace(state, members=(Member("a", 0),), known=(Known("a", 0.0),))).steps
+        lengths.append(told[0][1])
+        state = replace(state, tokens=state.tokens + 100 * lengths[-1])
+    assert lengths[:8] == [1] * 8
+    assert lengths == sorted(lengths)
+    assert lengths[-1] == 5
+    begins = [sum(lengths[:i]) for i in range(len(lengths))]
+    assert all(length <= max(1, begun // 4) for length, begun in zip(lengths, begins, strict=True))
+    assert Rules(5).every_after(0) == 5
 
 
 def test_sites_do_unlike_numbers_of_steps_in_the_same_time():

@@ -2,21 +2,30 @@ import ast
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 import qipan.scheduler
+from qipan.curves import Need
 from qipan.events import (
     CancelRequested,
+    CommandReceived,
+    EngineAttached,
     EngineOffered,
+    HeldTask,
     LeaseGranted,
+    LeaseRefused,
     Reserve,
     Resize,
     Start,
     Stop,
     TaskExited,
+    TaskProgress,
+    TasksHeld,
     TaskStarted,
     TaskSubmitted,
 )
 from qipan.hardware import BoardId
-from qipan.leases import AskStep, EngineId, Offer, TaskId, Usage
+from qipan.leases import AskStep, EngineId, LeaseId, Offer, TaskId, Usage
 from qipan.scheduler import Moment, Phase, Settings, State, decide
 from qipan.scheduler.asks import price_of
 from qipan.scheduler.why import why_waiting
@@ -60,6 +69,68 @@ def commands(decision, kind):
     return [sent.command for sent in decision.commands if isinstance(sent.command, kind)]
 
 
+def test_a_parent_that_was_refused_while_a_board_was_not_counted_may_ask_again_once_it_is():
+    """A task that came just after a data centre had joined its region waited for five seconds."""
+    region, dc = State(BoardId("east"), Settings(), top=False), EngineId("dc")
+    offer = Offer(FAST, 4, (AskStep(4, TARIFF),), 4, TARIFF, "dc", "east")
+    decide(region, [EngineAttached(dc), EngineOffered(dc, (offer,), chooses=True)], Moment(0, 7.0))
+    asked = Reserve(TaskId("a"), LeaseId("l"), 1, 1, order("a"), (), 60.0)
+    refused = decide(region, [CommandReceived(asked)], Moment(1, 8.0)).reports
+    assert [type(report) for report in refused] == [LeaseRefused]
+    counted = decide(region, [TasksHeld(dc, 0, 7.0, ())], Moment(2, 9.0)).reports
+    assert [type(report) for report in counted] == [EngineOffered]
+    nation, east = State(BoardId("cn"), Settings()), EngineId("east")
+    decide(nation, [replace(counted[0], engine=east), TaskSubmitted(order("a"), 0)], Moment(1, 1))
+    task = nation.tasks[TaskId("a")]
+    no = LeaseRefused(task.task_id, task.lease_id, east, task.generation, "dc does not answer")
+    assert not commands(decide(nation, [no], Moment(2, 2)), Reserve)
+    assert commands(decide(nation, [counted[0]], Moment(2.1, 2.1)), Reserve)
+
+
+def test_a_lease_for_a_task_that_was_just_found_under_an_earlier_one_is_answered():
+    """A data centre with a full disk was given up; back again it still took the lease that its region had refused upward, while the
+    nation asked anew: without an answer it waited forever."""
+    region, dc, need = State(BoardId("east"), Settings(), top=False), EngineId("dc"), (Need(FAST, 1),)
+    offer = Offer(FAST, 4, (AskStep(4, TARIFF),), 4, TARIFF, "dc", "east")
+    decide(region, [EngineAttached(dc), EngineOffered(dc, (offer,), chooses=True)], Moment(0, 7.0))
+    below = replace(order("a"), above="cn-1")
+    held = HeldTask(below, LeaseId("east-1"), 3, 0, False, "", need, "", 0.0, 0.0, 20.0)
+    anew = Reserve(TaskId("a"), LeaseId("cn-2"), 1, 3, order("a"), (), 60.0)
+    reports = decide(region, [TasksHeld(dc, 0, 7.0, (held,)), CommandReceived(anew)], Moment(1, 8.0)).reports
+    told = [(type(one), one.lease_id) for one in reports if isinstance(one, LeaseGranted | LeaseRefused)]
+    assert told == [(LeaseGranted, "cn-1"), (LeaseRefused, "cn-2")]
+    again = decide(region, [CommandReceived(replace(anew, lease_id=LeaseId("cn-1")))], Moment(2, 9.0)).reports
+    assert not [one for one in again if isinstance(one, LeaseRefused)], "what was said twice is answered once"
+
+
+def lost_after(state: State, number: int, saved_s: float, *, told: bool) -> str:
+    """Attempt `number` of task a is lost, with this much saved; `told` before, while it ran.  What is decided of it."""
+    run_until_started(state, "a", float(number))
+    task = state.tasks[TaskId("a")]
+    usage = Usage(task.task_id, number, "dc", ENGINE, FAST, 1, task.point_id, 0.0, 1.0, 1.0, True)
+    if told:
+        decide(
+            state,
+            [TaskProgress(task.task_id, ENGINE, number, saved_s, saved_s, "", usage)],
+            Moment(number, number),
+        )
+    gone = TaskExited(
+        task.task_id, task.lease_id, ENGINE, task.generation, number, "lost", 137, saved_s, saved_s, "killed", usage
+    )  # fmt: skip
+    return decide(state, [gone], Moment(number + 0.5, number + 0.5)).reasons[0].verdict
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_only_losses_without_a_new_checkpoint_make_a_task_fail(told):
+    """Whether its checkpoints were told while it ran or with its end."""
+    state = leaf_state()
+    decide(state, [TaskSubmitted(order("a", work_s=1000.0), 0)], Moment(0, 0))
+    verdicts = [lost_after(state, number, 10.0 * number, told=told) for number in range(1, 9)]
+    assert verdicts == ["lost"] * 8, "each had saved more than the one before"
+    verdicts = [lost_after(state, number, 80.0, told=told) for number in range(9, 13)]
+    assert verdicts == ["lost"] * 3 + ["failed"], "the eighth and these four saved nothing more"
+
+
 def test_a_submitted_task_is_reserved_at_its_best_free_point():
     state = leaf_state()
     decision = decide(state, [TaskSubmitted(order("a", bid=8 * TARIFF), 0)], Moment(1, 1))
@@ -88,6 +159,21 @@ def test_an_elastic_task_shrinks_for_a_dearer_one_that_then_waits_for_its_device
     assert not commands(decision, Reserve), "the devices are not confirmed free yet"
 
 
+def test_a_task_that_is_resized_is_seen_to_go_on_until_it_is():
+    """Its processes train on while newcomers come."""
+    state = leaf_state()
+    decide(state, [TaskSubmitted(order("cheap", work_s=500.0), 0)], Moment(1, 1))
+    run_until_started(state, "cheap")
+    dear = order("dear", bid=40 * TARIFF, counts=(2,), elastic=False)
+    decide(state, [TaskSubmitted(dear, 0)], Moment(10, 10))
+    task = state.tasks[TaskId("cheap")]
+    runs = task.attempt - 1  # the order to resize counts the next one
+    usage = Usage(TaskId("cheap"), runs, "dc", ENGINE, "sim/a", 4, task.point_id, 1.0, 12.0, 44.0, False)
+    decide(state, [TaskProgress(TaskId("cheap"), ENGINE, runs, 50.0, 20.0, "", usage)], Moment(12, 12))
+    after = state.tasks[TaskId("cheap")]
+    assert (after.done_s, after.saved_s, after.attempt) == (50.0, 20.0, task.attempt)
+
+
 def test_a_task_that_is_not_elastic_is_never_taken_from():
     state = leaf_state()
     decide(state, [TaskSubmitted(order("fixed", counts=(4,), elastic=False), 0)], Moment(1, 1))
@@ -95,6 +181,28 @@ def test_a_task_that_is_not_elastic_is_never_taken_from():
     decision = decide(state, [TaskSubmitted(order("dear", bid=100 * TARIFF), 0)], Moment(10, 10))
     assert not commands(decision, Resize)
     assert not commands(decision, Stop)
+
+
+def test_a_task_grows_when_the_devices_are_confirmed_free_and_not_before():
+    """Told at once it was refused by the engine, and told again at every fact, while others took what was freed for it."""
+    state = leaf_state()
+    decide(state, [TaskSubmitted(order("b", counts=(2,), work_s=5000.0), 0)], Moment(1, 1))
+    decide(state, [TaskSubmitted(order("a", counts=(2, 4), work_s=5000.0), 0)], Moment(1, 1))
+    run_until_started(state, "a")
+    run_until_started(state, "b")
+    a, b = state.tasks[TaskId("a")], state.tasks[TaskId("b")]
+    assert (a.needs[0].devices, b.needs[0].devices) == (2, 2)
+    state.tasks[TaskId("a")] = replace(a, order=replace(a.order, bid_micro_cny_per_device_hour=90 * TARIFF))
+    decision = decide(state, [TaskSubmitted(order("poor", bid=1), 0)], Moment(400, 400))
+    [stop] = commands(decision, Stop)
+    assert stop.task_id == "b"
+    assert not commands(decision, Resize), "its devices are not confirmed free yet"
+    usage = Usage(TaskId("b"), b.attempt, "dc", ENGINE, FAST, 2, b.point_id, 1.0, 410.0, 818.0, True)
+    gone = TaskExited(
+        b.task_id, stop.lease_id, ENGINE, stop.generation, b.attempt, "parked", 0, 400.0, 400.0, "", usage
+    )
+    [resize] = commands(decide(state, [gone], Moment(410, 410)), Resize)
+    assert (resize.task_id, resize.points[0].devices) == ("a", 4)
 
 
 def test_a_nearly_finished_task_is_not_resized_for_a_small_gain():

@@ -26,7 +26,7 @@ def schema() -> Iterator[schemathesis.BaseSchema]:
         host = stack.enter_context(served(Path(folder)))
         with caller(host) as api:
             over = submit(api).json()["task_id"]
-            host.cancel(over, "test")
+            host.intake.cancel(over, "test")
             submit(api, TINY.replace("name: tiny", "name: other"))
         host.step()
         yield schemathesis.openapi.from_asgi("/v1/openapi.json", make_app(host, TOKEN), headers=AUTHORIZED)

@@ -5,6 +5,7 @@ Sites of one rank run as threads of this process: torch is imported once."""
 import contextlib
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -20,11 +21,11 @@ import torch
 from qipan.round_server import RoundServer
 from qipan.rounds import Commit, Drop, Joined, Rules
 from qipan.strategy import Outer, SiteStrategy, Stage, Strategy
-from qipan.trainer.session import Session
+from qipan.trainer.session import Session, adamw
 from qipan.trainer.sites.codec import BLOCK, BYTES, checksum, decode, encode
 from qipan.trainer.sites.desk import Desk
 from qipan.trainer.sites.flat import Coordinates, common, ownership, size
-from qipan.trainer.sites.mailbox import own_address
+from qipan.trainer.sites.mailbox import Mailbox, own_address
 from qipan.trainer.sites.outer import Sites
 from qipan.workload import Model, Task, Work
 
@@ -57,8 +58,10 @@ def weights(session: Session) -> torch.Tensor:
 class Place:
     """One site as a thread."""
 
-    def __init__(self, made: Strategy, name: str, desk: str, steps: int, pause_s: float = 0.0) -> None:
-        self.session = Session(SPEC, made, name, optimizer=sgd, clip=0.0)
+    def __init__(
+        self, made: Strategy, name: str, desk: str, steps: int, pause_s: float = 0.0, optimizer=sgd
+    ) -> None:
+        self.session = Session(SPEC, made, name, optimizer=optimizer, clip=0.0)
         self.said: list[tuple[str, dict]] = []
         total = steps * made.global_batch_rows * SEQ
         self.sites = Sites(
@@ -98,20 +101,26 @@ class Place:
 
 
 @contextlib.contextmanager
-def coordinator(outer: Outer, *names: str, folder: Path | None = None) -> Iterator[tuple[RoundServer, list]]:
+def coordinator(
+    outer: Outer, *names: str, folder: Path | None = None, key: str = ""
+) -> Iterator[tuple[RoundServer, list]]:
     commands: list = []
-    server = RoundServer("127.0.0.1", folder, lambda _task, command: commands.append(command))
-    server.open("t", Rules(outer.every, outer.grace_s, outer.min_sites, names, 60.0))
+    keys = (lambda _task: key) if key else None
+    server = RoundServer("127.0.0.1", folder, lambda _task, command: commands.append(command), key=keys)
+    rules = Rules(
+        outer.every, outer.grace_s, outer.min_sites, names, 60.0, ramp=outer.ramp, batch_tokens=ROWS * SEQ
+    )
+    server.open("t", rules)
     try:
         yield server, commands
     finally:
         server.close()
 
 
-def train(rows: dict[str, int], outer: Outer, steps: int) -> list[Place]:
+def train(rows: dict[str, int], outer: Outer, steps: int, optimizer=sgd) -> list[Place]:
     with coordinator(outer, *rows) as (server, _):
         made = strategy(rows, outer)
-        places = [Place(made, name, server.address, steps) for name in rows]
+        places = [Place(made, name, server.address, steps, optimizer=optimizer) for name in rows]
         return [place.join() for place in places]
 
 
@@ -129,6 +138,52 @@ def test_a_round_of_one_plain_step_is_data_parallelism():
     assert (weights(one.session) == weights(other.session)).all()
     assert len(one.digests()) == 6
     assert one.digests() == other.digests()
+
+
+def test_with_a_ramp_sites_meet_often_at_first():
+    """10 steps: four rounds of one, one of 2, one of 3, and what is left."""
+    one, other = train({"a": 4, "b": 4}, Outer(10, grace_s=5.0, ramp=2), 10)
+    ends = [values["tokens"] // (ROWS * SEQ) for event, values in one.said if event == "round"]
+    assert ends == [1, 2, 3, 4, 6, 9, 10]
+    assert one.digests() == other.digests()
+
+
+def moments(session: Session, name: str) -> torch.Tensor:
+    found = [session.optimizer.state[p][name].reshape(-1) for p in session.layout.model.parameters()]
+    return torch.cat(found)
+
+
+def test_averaged_moments_are_those_of_the_whole_batch():
+    """After one step Adam's first moment is (1 - 0.9) times the gradient: of both sites' rows."""
+    one, other = train({"a": 4, "b": 4}, Outer(1, grace_s=5.0, moments=True), 1, adamw)
+    whole = Session(SPEC, strategy({"one": ROWS}, None), clip=0.0)
+    whole.train(batch(0, ROWS), 0.5)
+    assert (moments(one.session, "exp_avg") - moments(whole, "exp_avg")).abs().max() < 1e-7
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert (moments(one.session, name) == moments(other.session, name)).all()
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_sites_with_averaged_moments_agree_and_a_newcomer_has_them_too(overlap):
+    outer = Outer(2, codec="int8", grace_s=1.5, moments=True, overlap=overlap)
+    with coordinator(outer, "a", "b") as (server, commands):
+        made = strategy({"a": 4, "b": 4}, outer)
+        stays = Place(made, "a", server.address, 60, pause_s=0.02, optimizer=adamw)
+        dies = Place(made, "b", server.address, 60, pause_s=0.02, optimizer=adamw)
+        until(lambda: len([one for one in commands if isinstance(one, Commit)]) >= 3)
+        dies.killed.set()
+        dies.join()
+        until(lambda: any(isinstance(one, Drop) and one.site == "b" for one in commands))
+        back = Place(made, "b", server.address, 60, pause_s=0.02, optimizer=adamw)
+        stays.join()
+        back.join()
+    shared = set(back.digests()) & set(stays.digests())
+    assert len(shared) > 3
+    assert all(back.digests()[n] == stays.digests()[n] for n in shared)
+    assert (weights(back.session) == weights(stays.session)).all()
+    assert (moments(back.session, "exp_avg_sq") >= 0).all()
+    if not overlap:
+        assert (moments(back.session, "exp_avg") == moments(stays.session, "exp_avg")).all()
 
 
 def test_one_site_alone_is_plain_training_to_the_last_bit():
@@ -219,6 +274,49 @@ def test_only_who_knows_a_tasks_key_is_answered():
         server.close()
 
 
+def test_what_sites_send_each_other_can_be_read_by_nobody_else():
+    """Through a relay that keeps what passes; then a stranger, with another secret and with none."""
+    passed = bytearray()
+    here, there = Mailbox("127.0.0.1", "k", secret="of t"), Mailbox("127.0.0.1", "k", secret="of t")
+    relay = socket.create_server(("127.0.0.1", 0))
+
+    def forward() -> None:
+        source = relay.accept()[0]
+        host, port = there.address.split(":")
+        with source, socket.create_connection((host, int(port))) as target:
+            threading.Thread(target=pass_on, args=(target, source), daemon=True).start()
+            pass_on(source, target)
+
+    def pass_on(source: socket.socket, target: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            while piece := source.recv(65536):
+                passed.extend(piece)
+                target.sendall(piece)
+
+    threading.Thread(target=forward, daemon=True).start()
+    words = torch.frombuffer(bytearray(b"weights of the model " * 500), dtype=torch.uint8)
+    head = {"round": 1, "generation": 1, "site": "a", "what": "difference", "blocks": []}
+    try:
+        here.send(f"127.0.0.1:{relay.getsockname()[1]}", head, words, 5.0)
+        [frame] = there.wait(bool, lambda: False) or []
+        assert torch.equal(frame.data, words)
+        assert len(passed) > len(words)
+        assert b"weights" not in passed
+        assert b"difference" not in passed
+        for secret in ("of u", ""):
+            stranger = Mailbox("127.0.0.1", "k", secret=secret)
+            with contextlib.suppress(
+                OSError
+            ):  # a TLS 1.3 client may learn only at its next word that it was refused
+                stranger.send(there.address, {**head, "site": "stranger"}, words, 5.0)
+            stranger.close()
+        time.sleep(0.2)
+        assert not there.of((1, 1), "stranger", "difference")
+    finally:
+        for one in (here, there, relay):
+            one.close()
+
+
 def test_a_checksum_does_not_depend_on_how_blocks_are_split_and_sees_one_bit():
     values = torch.randn(6, BLOCK)
     number = torch.arange(6)
@@ -245,21 +343,31 @@ def test_the_ranks_of_any_layout_answer_for_every_block_once():
             assert all(not common(part, other) for other in owned[:i])
 
 
+@pytest.mark.parametrize("codec", BYTES)
+def test_the_planner_counts_the_bytes_that_the_codec_makes(codec):
+    assert (
+        Outer(1, codec=codec).bytes_per_value
+        == BYTES[codec] / BLOCK
+        == encode(torch.ones(3, BLOCK), codec).numel() / 3 / BLOCK
+    )
+    assert Outer(1, codec=codec, moments=True).bytes_per_value == 3 * BYTES[codec] / BLOCK
+
+
 # ---- unlike layouts, real processes ----------------------------------------------------------------------------------
 
 
 @pytest.mark.slow
 def test_sites_of_unlike_layouts_agree_on_every_round(tmp_path):
-    """One site is a pipeline of two ranks, the other one rank; the built-in trainer runs at both."""
+    """One site is a pipeline of two ranks, the other one rank; the built-in trainer runs at both, over encrypted lines."""
     stages = tuple(Stage("sim/a", cut, rows_per_dp=(8,)) for cut in (((0, 1),), ((1, 2),)))
     sites = (
         SiteStrategy("pipe", stages, micro_batches=2, schedule="1f1b"),
         SiteStrategy("one", (Stage("sim/b", ((0, 2),), rows_per_dp=(4,)),)),
     )
-    made = Strategy(0, 32, 12, sites, Outer(4, codec="int8", grace_s=10.0, overlap=True))
+    made = Strategy(0, 32, 12, sites, Outer(4, codec="int8", grace_s=10.0, overlap=True, moments=True))
     model = Model("test", 2, 32, 4, 4, 8, 64, 0, tied_embeddings=True)
     task = Task("train", "t", model, ("fortunes:song100",), Work(16 * 12 * 32, 12 * 32, 32))
-    with coordinator(made.outer, "one", "pipe") as (server, commands):
+    with coordinator(made.outer, "one", "pipe", key="secret") as (server, commands):
         runs = []
         for place in sites:
             folder = tmp_path / place.id
@@ -267,7 +375,7 @@ def test_sites_of_unlike_layouts_agree_on_every_round(tmp_path):
             environment = {
                 **os.environ, "QIPAN_TASK": msgspec.json.encode(task).decode(), "QIPAN_STRATEGY": made.to_json(),
                 "QIPAN_CHECKPOINT_DIR": str(folder), "QIPAN_EVENTS": str(folder / "events"), "QIPAN_SITE": place.id,
-                "QIPAN_ROUNDS": server.address, "QIPAN_ROUNDS_TASK": "t", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
+                "QIPAN_ROUNDS": server.address, "QIPAN_ROUNDS_TASK": "t", "QIPAN_ROUND_KEY": "secret", "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo",
                 "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1", "PYTHONWARNINGS": "ignore",
             }  # fmt: skip
             launch = [

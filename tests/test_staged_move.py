@@ -52,7 +52,7 @@ class Dc:
         self.until(LeaseGranted)
         self.engine.start(Start(TaskId("t"), LeaseId(self.name), 1, generation + 1, attempt + 1, (point,)))
         self.until(TaskStarted)
-        log = self.folder / "attempts" / f"t-{attempt + 1}" / "log.txt"
+        log = self.folder / "control" / f"t-{attempt + 1}" / "log.txt"
         self.poll(lambda: log.exists() and "found" in log.read_text())
         self.engine.stop(Stop(TaskId("t"), LeaseId(self.name), 1, generation + 2, True, "test"))
         exited = self.until(TaskExited)
@@ -100,10 +100,10 @@ def test_no_device_waits_for_data(tmp_path):
     own = storage("b", tmp_path / "store-b")
     b = Dc("b", tmp_path, [far, own], own)
     b.reserve(1, 4, devices=2)  # nobody serves yet
-    assert len(b.engine._free(CHIP)) == 2
+    assert len(b.engine.seats.free(CHIP)) == 2
     threading.Thread(target=serving.serve_forever, daemon=True).start()
     b.until(LeaseGranted)
-    assert len(b.engine._free(CHIP)) == 0
+    assert len(b.engine.seats.free(CHIP)) == 0
     assert (b.folder / "checkpoints" / "t" / "count").read_text() == "1\n"
     b.engine.stop(Stop(TaskId("t"), LeaseId("b"), 1, 5, True, "test"))
     serving.shutdown()
@@ -121,11 +121,19 @@ def test_a_storage_that_does_not_answer_is_waited_for(tmp_path):
 class Gone:
     """A launcher whose supervisors begin and are gone at once."""
 
+    in_place = False
+
     def adopt(self, prefix, holds): ...
     def hold(self, hold): ...
     def release(self, hold): ...
     def devices(self):
         return {CHIP: 2}
+
+    def draining(self, hold):
+        return ""
+
+    def out(self):
+        return ()
 
     def environment(self, hold):
         return {}
@@ -140,10 +148,18 @@ class Gone:
         return Holding("held")
 
     def start(self, hold, attempt):
-        (attempt / "pid.json").write_text('{"started_s": 100.0}')
+        (attempt.control / "pid.json").write_text('{"pid": 2, "shim": 2, "started_s": 100.0}')
 
     def lives(self, hold, attempt):
         return False
+
+    picks = False
+
+    def left(self, hold, attempt):
+        return []
+
+    def busy_s(self, hold, attempt):
+        return None
 
     def sweep(self):
         return True

@@ -1,8 +1,11 @@
 """Data between sites: what is missing, and copies of it from folders, over HTTP and from an S3-compatible service."""
 
+import fcntl
 import os
 import random
+import resource
 import socket
+import subprocess
 import threading
 import time
 from dataclasses import replace
@@ -28,7 +31,7 @@ from qipan.staging import (
     plan,
     unnamed,
 )
-from qipan.transfer import Progress, Stager, fetch, open_storage
+from qipan.transfer import Progress, Stager, fetch, open_storage, reading
 from qipan.transfer.fetch import Pace, hashes
 from qipan.transfer.serve import server
 
@@ -229,6 +232,70 @@ def test_over_http_with_its_token_only(tmp_path, there):
         open_storage(at(url, token_file=str(tmp_path / "secret"))).manifest("a/b")
 
 
+@pytest.fixture
+def certificate(tmp_path):
+    """(certificate, key) of 127.0.0.1, signed by itself."""
+    files = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes", "-days", "2", "-subj", "/CN=s",
+         "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "basicConstraints=critical,CA:FALSE", "-addext", "keyUsage=digitalSignature",
+         "-out", str(files[0]), "-keyout", str(files[1])],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    return files
+
+
+def test_over_tls_chunks_come_from_whom_the_reader_trusts(tmp_path, there, certificate):
+    whole = open_storage(at(tmp_path / "storage")).publish(there, "a").manifest
+    serving = server(tmp_path / "storage", "127.0.0.1", 0, "secret", *certificate)
+    threading.Thread(target=serving.serve_forever, daemon=True).start()
+    (tmp_path / "token").write_text("secret")
+    url, token = f"https://127.0.0.1:{serving.server_port}", str(tmp_path / "token")
+    try:
+        fetch(open_storage(at(url, token_file=token, ca_file=str(certificate[0]))), whole, tmp_path / "here", Progress())  # fmt: skip
+        assert same(there, tmp_path / "here")
+        with pytest.raises(Unreachable, match="does not answer"):
+            list(
+                open_storage(at(url, token_file=token)).pieces(
+                    next(one.chunks[0] for one in whole.files if one.chunks)
+                )
+            )
+    finally:
+        serving.shutdown()
+        serving.server_close()
+
+
+def test_a_process_with_thousands_of_open_files_reads_on():
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 2048), hard))
+    here, there = socket.socketpair()
+    with here, there, socket.socket(fileno=fcntl.fcntl(here, fcntl.F_DUPFD, 1500)) as high:
+        assert not reading._more(high)
+        there.send(b"x")
+        assert reading._more(high)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_a_line_closed_between_chunks_is_opened_anew_and_a_body_cut_short_is_told(tmp_path):
+    """The server answers once a line: the second answer is four bytes short, the third has no length."""
+    answers = iter([b"Content-Length: 4\r\n\r\nabcd", b"Content-Length: 8\r\n\r\nabcd", b"\r\nabcd"])
+    with socket.create_server(("127.0.0.1", 0)) as door:
+
+        def serve() -> None:
+            for answer in answers:
+                link = door.accept()[0]
+                link.recv(4096)
+                link.sendall(b"HTTP/1.1 200 OK\r\n" + answer)
+                link.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        storage = open_storage(at(f"http://127.0.0.1:{door.getsockname()[1]}"))
+        assert b"".join(storage.pieces(A)) == b"abcd"
+        for _ in range(2):
+            with pytest.raises(Unreachable, match="does not answer"):
+                list(storage.pieces(A))
+
+
 def test_an_s3_compatible_service(tmp_path, there):
     from moto.server import ThreadedMotoServer
 
@@ -298,7 +365,7 @@ def test_a_folder_comes_to_where_one_stands(tmp_path, there, monkeypatch):
 
 
 def waited_for(look):
-    end_s = time.monotonic() + 20
+    end_s = time.monotonic() + 60
     while (found := look()) is None:
         assert time.monotonic() < end_s
         time.sleep(0.01)

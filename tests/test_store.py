@@ -10,11 +10,11 @@ import pytest
 from sqlalchemy import inspect
 
 import qipan.store
+from qipan.boards import verify_store
 from qipan.controller import verify
 from qipan.errors import InvalidInput, NotFound, QipanError, Unreachable
 from qipan.events import KINDS, READERS, VERSIONS, CapacityChanged, decode, encode
 from qipan.hardware import BoardId
-from qipan.host import verify_store
 from qipan.leases import EngineId, Reason, TaskId
 from qipan.ledger.transfer import Entry, Transfer, check_balances, move
 from qipan.scheduler import Settings

@@ -9,6 +9,8 @@ import traceback
 
 import pytest
 
+from qipan.scheduler import Settings
+from test_preemptions import run_preemption_storm
 from test_quota import run_quota_storm
 from test_twin import LARGE, run_cuts, run_loss, run_storm
 
@@ -18,6 +20,9 @@ KINDS = {
     "cuts": run_cuts,
     "a machine lost": run_loss,
     "storm under quota rules": run_quota_storm,
+    "storm under limits of preemption": lambda seed: run_preemption_storm(
+        seed, LARGE if seed % 4 < 2 else Settings()
+    ),
 }
 EVERY = 100
 

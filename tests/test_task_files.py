@@ -16,6 +16,9 @@ from qipan.workload.site import load_site
 
 GOOD = "kind: train\nname: a\nmodel: llama-3-8b\ndata: s3://b/c\nwork: {tokens: 1M, global_batch: 8192, seq: 4096}\n"
 SCRIPT = "kind: train\nname: a\nrun: ./a.sh\n"
+STAGES = "kind: train\nname: t\nstages: [{}]\n"
+TRAINER = "{name: learn, kind: train, model: llama-3-8b, data: 'file:x', work: {tokens: 20, global_batch: 4, seq: 2}}"
+FEEDER = "{name: prepare, run: x, feeds: learn, samples: 9}"
 BROKEN = {
     "empty": ("", "is empty"),
     "only a comment": ("# nothing\n", "is empty"),
@@ -28,6 +31,7 @@ BROKEN = {
     "unknown key": (SCRIPT + "modle: x\n", "t.yaml:4:1: unknown key 'modle'; did you mean 'model'?"),
     "unknown kind": ("kind: trian\nname: a\n", "did you mean 'train'?"),
     "key twice": (SCRIPT + "name: b\n", "stands twice"),
+    "our variable": (SCRIPT + "env: {A: b, QIPAN_AFTER: /keys}\n", "t.yaml:4:26: env.QIPAN_AFTER: names that begin with QIPAN_"),
     "empty value": (SCRIPT + "model:\n", "is empty"),
     "bad name": ("kind: train\nname: My Task!\nrun: x\n", "is no name"),
     "long name": (f"kind: train\nname: {'a' * 80}\nrun: x\n", "is no name"),
@@ -81,8 +85,27 @@ BROKEN = {
     "a bell": ("kind: train\nname: \x07\n", "is not YAML"),
     "deadline of ages": (SCRIPT + "limits: {deadline: 99999999w}\n", "longer than 100 years"),
     "two documents": (SCRIPT + "---\n" + SCRIPT, "is not YAML"),
-    "stage name twice": (
-        "kind: train\nname: a\nstages: [{kind: batch, name: b, run: x}, {kind: batch, name: b, run: x}]\n", "stands twice"),
+    "stage name twice": (STAGES.format("{name: b, run: x}, {name: b, run: x, after: b}"), "stands twice"),
+    "one stage": (STAGES.format("{name: a, run: x}"), "two or more stages"),
+    "stages with a script of their own": ("run: x\n" + STAGES.format("{name: a, run: x}"), "belongs to one of the `stages`"),
+    "stage without name": (STAGES.format("{run: x}, {name: b, run: x, after: b}"), "has no `name`"),
+    "stage feeds a stranger": (STAGES.format(FEEDER + ", {name: lern, run: x}"), "no stage 'learn'; did you mean 'lern'?"),
+    "stage after itself": (STAGES.format("{name: a, run: x, after: a}, {name: b, run: x, after: a}"), "names itself"),
+    "stage alone": (STAGES.format(FEEDER + ", {name: learn, run: x}, {name: c, run: x}"), "c feeds nothing, is fed by nothing"),
+    "stage feeds what": (STAGES.format("{name: a, run: x, feeds: b}, {name: b, run: x}"), "needs `run` and `samples`"),
+    "samples for nobody": (STAGES.format("{name: a, run: x, samples: 3}, {name: b, run: x, after: a}"), "a feeds nothing"),
+    "stages in a circle": (STAGES.format("{name: a, run: x, after: b}, {name: b, run: x, after: a}"), "a circle: b starts after a"),
+    "streams in a circle": (
+        STAGES.format("{name: a, run: x, feeds: b, samples: 1}, {name: b, run: x, feeds: a, samples: 1}"), "a circle: a feeds b feeds a"),
+    "stage after its own feeder": (STAGES.format(FEEDER + ", {name: learn, run: x, after: prepare}"), "start together"),
+    "stages in a circle through a stream": (
+        STAGES.format(FEEDER + ", {name: learn, run: x, after: z}, {name: z, run: x, after: prepare}"), "a circle"),
+    "rate of nothing": (STAGES.format(FEEDER.replace("9", "9, samples_per_s: 0") + ", {name: learn, run: x}"), "number of samples per second"),
+    "too few rows for the built-in trainer": (
+        STAGES.format(FEEDER + ", " + TRAINER), "9 are fewer than the 10 rows of seq 2 in work.tokens of learn"),
+    "two feeders of the built-in trainer": (
+        STAGES.format(FEEDER.replace("9", "10") + ", {name: more, run: x, feeds: learn, samples: 10}, " + TRAINER), "which one stage can feed"),
+    "a stage that serves": (STAGES.format("{kind: serve, name: a, run: x}, {name: b, run: x, after: a}"), "is not one of train"),
     "control character": ("kind: train\nname: a\nrun: \"a\\0b\"\n", "zero byte"),
 }  # fmt: skip
 

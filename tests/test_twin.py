@@ -7,6 +7,8 @@ import pytest
 
 from qipan.clock import named_random
 from qipan.controller import verify
+from qipan.engines.simulated import Behaviour
+from qipan.events import CancelRequested
 from qipan.hardware import BoardSpec
 from qipan.leases import Order, TaskId
 from qipan.scheduler import Settings
@@ -37,13 +39,15 @@ def stormy_world(
     tenants: tuple[str, ...] = ("alice",),
     spec: BoardSpec | None = None,
     change: Callable[[Order], Order] = lambda order: order,
+    behaviour: Behaviour = Behaviour(),  # noqa: B008
 ) -> tuple[World, set[TaskId]]:
     """Forty tasks on three levels; a tenth of the messages lost, a fifth late, a tenth repeated; one board crashes,
     three attempts are killed."""
     rng = named_random(seed, "faults of the world")
     world = build_world(
-        spec or nation(), seed=seed, settings=settings, faults=Faults(lose=0.1, delay=0.2, repeat=0.1)
-    )
+        spec or nation(), seed=seed, settings=settings, behaviour=behaviour,
+        faults=Faults(lose=0.1, delay=0.2, repeat=0.1),
+    )  # fmt: skip
     world.after_step.append(check_world)
     orders = [
         change(replace(order, tenant=tenants[number % len(tenants)]))
@@ -59,16 +63,23 @@ def stormy_world(
     return world, {order.task_id for order in orders}
 
 
-def run_storm(seed: int, settings: Settings = Settings()) -> World:  # noqa: B008
+def check_done(world: World, submitted: set[TaskId]) -> None:
+    """All ended well, and every board's decisions come out the same again."""
+    check_end(world, submitted)
+    assert set(world.tree.root.state.over.values()) == {"done"}
+    for controller in world.tree.controllers.values():
+        verify(controller.store, controller.board, controller.state.settings, top=controller.parent is None)
+
+
+def run_storm(
+    seed: int,
+    settings: Settings = Settings(),  # noqa: B008
+    change: Callable[[Order], Order] = lambda order: order,
+) -> World:
     try:
-        world, submitted = stormy_world(seed, settings=settings)
+        world, submitted = stormy_world(seed, settings=settings, change=change)
         world.run(until_s=50_000)
-        check_end(world, submitted)
-        assert set(world.tree.root.state.over.values()) == {"done"}
-        for controller in world.tree.controllers.values():
-            verify(
-                controller.store, controller.board, controller.state.settings, top=controller.parent is None
-            )
+        check_done(world, submitted)
     except BaseException as error:
         error.add_note(f"seed {seed}: repeat with `pytest tests/test_twin.py -k 'storm and {seed}'`")
         raise
@@ -94,10 +105,27 @@ def test_a_killed_task_is_started_again_from_its_checkpoint():
     assert lives[1][5] - lives[1][4] < 300.0, "the second attempt did not begin from nothing"
 
 
+@pytest.mark.parametrize("later_s", [0.0, 0.2, 0.5, 1.0])
+def test_a_task_that_is_cancelled_and_lost_at_once_is_over_at_every_board(later_s):
+    world = build_world(nation(), seed=1)
+    world.happenings = [
+        *arrivals([order("a", work_s=300.0, counts=(4,))]),
+        Happening(
+            100.0, "cancel", lambda world: world.tree.root.accept(CancelRequested(TaskId("a"), "alice"))
+        ),
+        Happening(100.0 + later_s, "kill", kill_task("dc1", 0)),
+    ]
+    world.run(until_s=5000)
+    check_end(world, {TaskId("a")})
+    assert world.tree.root.state.over == {TaskId("a"): "cancelled"}
+    assert not any(controller.state.tasks for controller in world.tree.controllers.values())
+
+
 def test_a_task_may_enter_at_any_board():
     world = build_world(nation(), seed=1)
     world.happenings = arrivals([order("a")], at=lambda _task: "dc3")
     world.run(until_s=1000)
+    assert world.tree.root.state.over == {TaskId("a"): "done"}
     assert world.tree.controllers["dc3"].state.over == {TaskId("a"): "done"}
 
 

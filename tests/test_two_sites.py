@@ -8,12 +8,18 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from qipan.engines.probing import probe_tree
 from qipan.errors import Infeasible, InvalidInput
 from qipan.hardware import Probe
 from qipan.host import Host
-from qipan.planner.sites import plan_sites
+from qipan.planner.sites import plan_sites, rounds_of
+from qipan.planning import plan_on
+from qipan.rounds import Rules
+from qipan.strategy import Outer
+from qipan.workload import Limits
 from qipan.workload.parse import load_task, parse_task
 from qipan.workload.site import load_site
 
@@ -50,6 +56,54 @@ def test_rows_go_to_sites_and_ranks_by_measured_speed():
     assert heng.link_bytes_per_s == 25e6
 
 
+@given(st.integers(1, 40), st.integers(0, 12), st.integers(0, 500))
+def test_rounds_are_planned_as_the_coordinator_makes_them(every, ramp, steps):
+    rules, done, made = Rules(every, ramp=ramp, batch_tokens=7), 0, []
+    while done < steps:
+        made.append(min(rules.every_after(done * 7), steps - done))
+        done += made[-1]
+    planned = rounds_of(Outer(every, ramp=ramp), steps)
+    assert [length for length, count in planned for _ in range(count)] == made
+
+
+def test_a_plan_says_what_sites_exchange_and_what_that_costs_them():
+    site = load_site(EXAMPLES / "sites" / "two-sites.yaml")
+    site = replace(site, root=measured(site.root, yan1=2e9, tai3=1e9, heng2=1e9))
+    task = replace(load_task(EXAMPLES / "two-sites.yaml"), limits=Limits())
+    slow = tuple(replace(link, bytes_per_s=link.bytes_per_s / 1000) for link in site.links)
+
+    def planned(links=site.links, **changes):
+        return plan_on(replace(site, links=links), replace(task, sites=replace(task.sites, **changes)))
+
+    quick, lean, late = planned(), planned(moments=False), planned(links=slow)
+    assert quick.meetings.sent_bytes == pytest.approx(3 * lean.meetings.sent_bytes, abs=2)
+    assert lean.meetings.sent_bytes == pytest.approx(planned(codec="fp32").meetings.sent_bytes / 12, rel=0.01)
+    assert planned(fragments=4).meetings.sent_bytes == pytest.approx(quick.meetings.sent_bytes / 4, abs=2)
+    assert "differences and Adam's moments, int8" in quick.meetings.text
+    assert late.meetings.exchange_s > 10 * late.meetings.inner_s
+    assert late.meetings.use_share < 0.5 < quick.meetings.use_share
+    longer = late.options[0].finish_p50_s - quick.options[0].finish_p50_s
+    assert longer == pytest.approx(late.meetings.extra_s - quick.meetings.extra_s)
+    assert planned(links=()).meetings is None, "no link is stated"
+
+
+@pytest.mark.parametrize("limit", ["deadline", "max_cost"])
+def test_what_sites_exchange_counts_against_the_limits_of_a_task(limit):
+    site = load_site(EXAMPLES / "sites" / "two-sites.yaml")
+    site = replace(site, root=measured(site.root, yan1=2e9, tai3=1e9, heng2=1e9))
+    slow = tuple(replace(link, bytes_per_s=link.bytes_per_s / 1000) for link in site.links)
+    task = load_task(EXAMPLES / "two-sites.yaml")
+    alone = plan_on(replace(site, links=()), task).options
+    enough = {
+        "deadline": ("deadline_s", 1.5 * max(option.finish_p50_s for option in alone)),
+        "max_cost": ("max_cost_micro_cny", 2 * sum(option.cost_p50_micro_cny for option in alone)),
+    }
+    task = replace(task, limits=Limits(**dict([enough[limit]])))
+    assert plan_on(site, task).meetings is not None
+    with pytest.raises(Infeasible, match=f"with what its sites exchange it .* limits.{limit} is"):
+        plan_on(replace(site, links=slow), task)
+
+
 def test_chips_that_are_not_there_are_refused_by_name():
     text = (EXAMPLES / "two-sites.yaml").read_text()
     with pytest.raises(Infeasible, match=r"shanghai has 1 devices of sim/yan-1, sites.parts wants 3"):
@@ -65,8 +119,8 @@ def test_the_site_file_says_where_other_hosts_reach_the_coordinator(tmp_path):
     (tmp_path / "site.yaml").write_text(text.replace("  lease: 60s", "  lease: 60s\n  address: 127.0.0.2"))
     host = Host(load_site(tmp_path / "site.yaml"), tmp_path / "store")
     try:
-        assert host._rounds().address.startswith("127.0.0.2:")
-        assert host._round_key("a") != host._round_key("b")
+        assert host.intake.coordinator.server().address.startswith("127.0.0.2:")
+        assert host.intake.coordinator.key("a") != host.intake.coordinator.key("b")
         assert (tmp_path / "store" / "rounds.key").stat().st_mode & 0o77 == 0
     finally:
         host.close()
@@ -85,7 +139,10 @@ def test_one_task_over_two_sites_with_unlike_chips_survives_the_loss_of_one(tmp_
     def until(condition, limit_s: float = 240.0) -> None:
         ends_s = time.monotonic() + limit_s
         while not condition():
-            assert time.monotonic() < ends_s, (host.tasks(), host.logs(task_id)["text"][-2000:])
+            assert time.monotonic() < ends_s, (
+                host.queries.tasks(),
+                host.queries.logs(task_id)["text"][-2000:],
+            )
             host.step()
             time.sleep(0.05)
 
@@ -94,15 +151,15 @@ def test_one_task_over_two_sites_with_unlike_chips_survives_the_loss_of_one(tmp_
         return sum(path.read_text().count('"event": "round"') for path in found)
 
     try:
-        task_id, made = host.submit(task)
+        task_id, made = host.intake.submit(task)
         assert [option.place for option in made.options] == ["shanghai", "shanghai", "ningxia"]
         lost = f"{task_id}.ningxia.sim-heng-2"
         until(lambda: rounds(lost) >= 1)
         [(_, attempt)] = [found for found in host.engines["ningxia"].running() if found[0] == lost]
         os.kill(int((attempt / "rank-0").read_text()), signal.SIGKILL)
-        until(lambda: host.task(lost).attempt == 2 and rounds(lost) >= 2)
-        until(lambda: host.task(task_id).state == "done")
-        receipt = host.bill(task_id)
+        until(lambda: host.queries.task(lost).attempt == 2 and rounds(lost) >= 2)
+        until(lambda: host.queries.task(task_id).state == "done")
+        receipt = host.queries.bill(task_id)
     finally:
         host.close()
     shares = {(line.usage.board, line.usage.chip_class, line.usage.attempt) for line in receipt.lines}

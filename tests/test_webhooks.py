@@ -72,10 +72,10 @@ def test_facts_arrive_signed_in_order_and_a_retry_keeps_its_id(tmp_path, receive
         hooks, now_s = Webhooks(host), 1e9
         receiver.statuses = [500, 302]
         submit(api, TINY_OTHER)
-        host.cancel("other-1", "test")
+        host.intake.cancel("other-1", "test")
         for _ in range(100):
             host.step()
-            if host.task("other-1").state == "cancelled":
+            if host.queries.task("other-1").state == "cancelled":
                 break
             time.sleep(0.05)
         for tries in (1, 2):

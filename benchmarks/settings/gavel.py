@@ -50,7 +50,13 @@ class Steps:
     ended_s: float | None = None
     device_s: float = 0.0
     done: int = 0
+    since_s: float = 0.0  # it goes on without a break since then, and did so many whole steps
+    steps: int = 0
     received_s: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def rate(self) -> float:
+        return self.rates[self.pool] if self.pool is not None else 0.0
 
 
 class GavelSetting:
@@ -60,7 +66,7 @@ class GavelSetting:
         rows: Sequence[Mapping[str, Any]],
         capacity: Mapping[str, int] = CAPACITY,
     ) -> None:
-        self.capacity, self.now_s = capacity, 0.0
+        self.capacity, self.now_s, self.within = capacity, 0.0, False
         self.tasks = [
             Steps(
                 str(row["job_id"]), float(row["submit_s"]), int(row["num_accelerators"]),
@@ -75,24 +81,40 @@ class GavelSetting:
         ]  # fmt: skip
         self.tasks.sort(key=lambda task: task.submitted_s)  # stable: the order of the trace
 
-    def advance(self) -> float:
-        round_end_s = 0.0
-        for task in self.tasks:
-            if task.ended_s is None and task.pool is not None:
-                rate = task.rates[task.pool]
-                steps = min(int(rate * ROUND_S), task.left)
-                ran_s = steps / rate
-                task.left, task.done = task.left - steps, task.done + steps
-                task.device_s += ran_s * task.devices
-                task.received_s[task.pool] = task.received_s.get(task.pool, 0.0) + ran_s
-                if task.left <= 0:
-                    task.ended_s = self.now_s + ran_s
-                round_end_s = max(round_end_s, self.now_s + ran_s)
-        waiting = [task.submitted_s for task in self.tasks if task.ended_s is None]
-        if round_end_s == 0.0 and waiting:
-            round_end_s = min(waiting)
-        self.now_s = max(self.now_s, round_end_s)
+    def advance(self, *, to_event: bool = False) -> float:
+        """Steps are whole: what is begun of one is lost at the end of a round, as in the artifact, and when the task moves.  A round
+        begins with each choice."""
+        running = [task for task in self.tasks if task.ended_s is None and task.pool is not None]
+        if not running:
+            waiting = [task.submitted_s for task in self.tasks if task.ended_s is None]
+            self.now_s, self.within = max(self.now_s, min(waiting, default=0.0)), False
+            return self.now_s
+        until_s = self.now_s + ROUND_S
+        events_s = [until_s]
+        if to_event:
+            events_s += [task.since_s + (task.steps + task.left) / task.rate for task in running]
+            events_s += [task.submitted_s for task in self.tasks if task.submitted_s > self.now_s]
+        self.within, until_s = min(events_s) < until_s, min(events_s)
+        reached_s = [self._run(task, until_s) for task in running]
+        self.now_s = until_s if self.within else max(reached_s)
+        if not self.within:
+            for task in running:
+                task.since_s, task.steps = self.now_s, 0
         return self.now_s
+
+    def _run(self, task: Steps, until_s: float) -> float:
+        """Seconds at which its last whole step was done, or `until_s` when it goes on in the middle of one."""
+        assert task.pool is not None
+        more = min(int(task.rate * (until_s - task.since_s) + 1e-6) - task.steps, task.left)
+        task.steps, task.left, task.done = task.steps + more, task.left - more, task.done + more
+        ran_s = max(task.steps / task.rate - (self.now_s - task.since_s), 0.0)
+        if task.left <= 0:
+            task.ended_s = self.now_s + ran_s
+        elif self.within:
+            ran_s = until_s - self.now_s
+        task.device_s += ran_s * task.devices
+        task.received_s[task.pool] = task.received_s.get(task.pool, 0.0) + ran_s
+        return self.now_s + ran_s
 
     def outcomes(self) -> Sequence[Outcome] | None:
         if any(task.ended_s is None for task in self.tasks):
@@ -123,5 +145,7 @@ class GavelSetting:
         for task in self.tasks:
             if task.ended_s is None and task.submitted_s <= self.now_s:
                 pool = choice.get(task.task_id)
-                task.moves += pool is not None and pool != task.pool
-                task.pool = pool
+                if pool == task.pool:
+                    continue
+                task.moves += pool is not None
+                task.pool, task.since_s, task.steps = pool, self.now_s, 0

@@ -7,7 +7,7 @@ statistical efficiency from recorded gradients, and its scheduler knows only wha
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -199,6 +199,11 @@ class Training:
     gradients: tuple[float, float] | None = None
     samples: dict[str, dict[tuple[int, int, int], Sample]] = field(default_factory=dict)
     fitted: dict[str, Parameters] = field(default_factory=dict)
+    seen: Contender | None = None  # what a scheduler saw of it at the end of the last round
+
+    def copied(self) -> "Training":
+        samples = {pool: dict(own) for pool, own in self.samples.items()}
+        return replace(self, samples=samples, fitted=dict(self.fitted))
 
 
 class SiaSetting:
@@ -217,11 +222,30 @@ class SiaSetting:
             for row in rows
         ]
 
-    def advance(self) -> float:
-        for task in self.tasks:
-            if task.ended_s is None and task.devices:
-                self._run(task, ROUND_S)
-        self.now_s += ROUND_S
+    @property
+    def within(self) -> bool:
+        return self.now_s % ROUND_S != 0.0
+
+    def advance(self, *, to_event: bool = False) -> float:
+        """Times are whole seconds, so a round in parts gives what the whole gives."""
+        until_s = (self.now_s // ROUND_S + 1) * ROUND_S
+        running = [index for index, task in enumerate(self.tasks) if task.ended_s is None and task.devices]
+        if to_event:
+            until_s = min([until_s, *(one.submitted_s for one in self.tasks if one.submitted_s > self.now_s)])
+            ahead = [self.tasks[index].copied() for index in running]
+            for task in ahead:
+                self._run(task, until_s)
+            until_s = min([until_s, *(task.ended_s for task in ahead if task.ended_s is not None)])
+            for index, task in zip(running, ahead, strict=True):
+                if task.ended_s == until_s:
+                    self.tasks[index] = task
+        for index in running:
+            if self.tasks[index].ended_s is None:
+                self._run(self.tasks[index], until_s)
+        self.now_s = until_s
+        if not self.within:
+            for task in self.tasks:
+                task.seen = None
         return self.now_s
 
     def outcomes(self) -> Sequence[Outcome] | None:
@@ -233,11 +257,13 @@ class SiaSetting:
         ]
 
     def contenders(self) -> Sequence[Contender]:
-        return [
-            self._contender(task)
-            for task in self.tasks
-            if task.ended_s is None and task.submitted_s <= self.now_s
-        ]
+        found = []
+        for task in self.tasks:
+            if task.ended_s is None and task.submitted_s <= self.now_s:
+                if task.seen is None:
+                    task.seen = self._contender(task)
+                found.append(task.seen)
+        return found
 
     def apply(self, choice: Choice) -> None:
         for task in self.tasks:
@@ -252,6 +278,10 @@ class SiaSetting:
                 self._set_batch(task)
                 task.starting_s = task.model.start_s
                 task.restarts = 0 if task.restarts is None else task.restarts + 1
+            if task.seen is not None:  # of its own choice a scheduler knows at once
+                task.seen = replace(
+                    task.seen, current=point, pinned=pool is not None, restarts=task.restarts or 0
+                )
 
     # -- what a scheduler sees
 
@@ -285,7 +315,7 @@ class SiaSetting:
                 if nodes == 1 and devices * speed.least <= task.model.most
             )
         known = next(pool for pool in POOLS if pool in task.fitted)
-        most = 1
+        most = max(1, task.devices)  # moved by a guess while its first measurement was on its way
         for pool in POOLS:
             ran = max((key[1] for key in task.samples.get(pool, ())), default=0)
             fits = int(task.model.most // self.tables.speeds[task.model.name, pool].least)
@@ -331,9 +361,11 @@ class SiaSetting:
         atomic = min(atomic, int(task.model.most / (replicas * (accumulated + 1))))
         task.batch = (atomic, accumulated)
 
-    def _run(self, task: Training, seconds: float) -> None:
+    def _run(self, task: Training, until_s: float) -> None:
+        """Batch sizes are set anew at the end of an epoch and of a round."""
         assert task.pool is not None
         model, speed, at_s = task.model, self.tables.speeds[task.model.name, task.pool], self.now_s
+        seconds = until_s - at_s
         waits_s = min(task.starting_s, seconds)
         task.starting_s -= waits_s
         task.device_s += waits_s * task.devices
@@ -350,15 +382,15 @@ class SiaSetting:
             end = model.progress[task.epoch + 1]
             if task.progress + rate * seconds < end:
                 task.progress += rate * seconds
-                ran_s = seconds
+                ran_s, over = seconds, False
             else:
                 ran_s = float(round((end - task.progress) / rate))
-                task.epoch, task.progress = task.epoch + 1, end
+                task.epoch, task.progress, over = task.epoch + 1, end, True
                 if task.epoch >= model.epochs:
                     task.ended_s = at_s + ran_s
             task.device_s += ran_s * task.devices
             at_s, seconds = at_s + ran_s, seconds - ran_s
-            if task.ended_s is None:
+            if task.ended_s is None and (over or until_s % ROUND_S == 0):
                 self._set_batch(task)
 
     def _learn(self, task: Training, key: tuple[int, int, int], step: float, sync: float) -> None:

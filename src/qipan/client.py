@@ -10,6 +10,7 @@ print(job.wait()["state"], job.cost()["spent_micro_cny"])
 import hashlib
 import json
 import os
+import secrets
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -20,7 +21,18 @@ from typing import TYPE_CHECKING, Any
 import httpx
 import msgspec
 
-from qipan.errors import Infeasible, InvalidInput, NotAllowed, NotFound, OverLimit, QipanError, Unreachable
+from qipan import sessions
+from qipan.disk import has_room, told
+from qipan.errors import (
+    DiskFull,
+    Infeasible,
+    InvalidInput,
+    NotAllowed,
+    NotFound,
+    OverLimit,
+    QipanError,
+    Unreachable,
+)
 
 if TYPE_CHECKING:
     from qipan.planner import Plan
@@ -48,6 +60,57 @@ def socket_path(folder: Path) -> Path:
         return path
     name = hashlib.blake2b(str(path).encode(), digest_size=6).hexdigest()
     return Path(tempfile.gettempdir()) / f"qipan-{name}.sock"
+
+
+@dataclass(frozen=True, slots=True)
+class ServerAt:
+    """Where a server listens: on the socket of a store, or at `url`."""
+
+    folder: Path | None
+    url: str = ""
+
+    @property
+    def name(self) -> str:
+        """Under which a session with it is kept."""
+        return self.url or f"unix:{self.folder.resolve() if self.folder else ''}"
+
+    def transport(self, kind: type[Any]) -> Any:
+        if self.folder is not None:
+            return kind(
+                uds=str(socket_path(self.folder)), verify=False
+            )  # no TLS: no authorities are read for it
+        return kind(verify=sessions.trust(self.url))
+
+    def settings(self, token: str | None = None) -> dict[str, Any]:
+        """The caller's own token, else a session of `qipan login`, else the store's token."""
+        base = f"{self.url or 'http://qipan'}/v1"
+        common: dict[str, Any] = {"base_url": base, "timeout": TIMEOUT_S}
+        token = token or os.environ.get("QIPAN_TOKEN")
+        path = self.folder / "token" if self.folder is not None else None
+        if token is None and sessions.kept(self.name) is not None:
+            return {**common, "auth": sessions.SessionAuth(self.name, base)}
+        if token is None and path is not None and path.exists():
+            token = path.read_text().strip()
+        return {**common, "headers": {"authorization": f"Bearer {token}"} if token else {}}
+
+    def no_answer(self, error: Exception) -> Unreachable:
+        if self.folder is None:
+            return Unreachable(f"no server answers at {self.url} ({error})")
+        if self.folder.exists() and not has_room(self.folder):
+            return DiskFull(f"no server answers for the store {self.folder}: {told(self.folder)}")
+        return Unreachable(
+            f"no server answers for the store {self.folder} ({error}); start one with `qipan up --store {self.folder}`"
+        )
+
+
+def server_of(folder: str | Path | None = None, url: str = "") -> ServerAt:
+    """What was named, then QIPAN_SERVER or QIPAN_STORE, then where `qipan login` was last, then the user's own store."""
+    if folder is not None:
+        return ServerAt(Path(folder))
+    url = url or os.environ.get("QIPAN_SERVER", "")
+    if not url and "QIPAN_STORE" not in os.environ:
+        url = sessions.current()
+    return ServerAt(None, sessions.checked_url(url)) if url else ServerAt(default_store())
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,20 +143,27 @@ class Task:
 
 
 class Client:
-    """Speaks to the server of the store in `folder`.  Raises the errors the server names, Unreachable when there is
-    none.  `token` stands in for the store's own, such as a tenant's."""
+    """Speaks to the server of the store in `folder`, else to the one of the last `qipan login`, else to the user's own.  Raises
+    the errors the server names, Unreachable when there is none.  `token` stands in for the store's own, such as a tenant's."""
 
     def __init__(self, folder: str | Path | None = None, token: str | None = None) -> None:
-        self._folder = Path(folder) if folder is not None else default_store()
+        self._at = server_of(folder)
         self._http = httpx.Client(
-            transport=httpx.HTTPTransport(uds=str(socket_path(self._folder))), **settings(self._folder, token)
+            transport=self._at.transport(httpx.HTTPTransport), **self._at.settings(token)
         )
 
-    def call(self, method: str, path: str, body: dict[str, Any] | None = None, **query: Any) -> Any:
+    def call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+        **query: Any,
+    ) -> Any:
         try:
-            response = self._http.request(method, path, json=body, params=query or None)
+            response = self._http.request(method, path, json=body, params=query or None, headers=headers)
         except httpx.TransportError as error:
-            raise no_answer(self._folder, error) from None
+            raise self._at.no_answer(error) from None
         return value_of(response)
 
     def list(self, path: str, what: str, **query: Any) -> Iterator[Any]:
@@ -115,7 +185,7 @@ class Client:
 
     def submit(self, task: Task, key: str | None = None) -> "Job":
         """Durable when it returns; the same `key` submits once."""
-        answer = self.call("POST", "/tasks", {**task.body(), "key": key})
+        answer = self.call("POST", "/tasks", {**task.body(), "key": key}, trace_headers())
         return Job(self, answer["task_id"], answer)
 
     def job(self, task_id: str) -> "Job":
@@ -176,18 +246,36 @@ class Job:
 class AsyncClient:
     """The same for asyncio."""
 
-    def __init__(self, folder: str | Path | None = None, token: str | None = None) -> None:
-        self._folder = Path(folder) if folder is not None else default_store()
-        self._http = httpx.AsyncClient(
-            transport=httpx.AsyncHTTPTransport(uds=str(socket_path(self._folder))),
-            **settings(self._folder, token),
-        )
+    def __init__(
+        self,
+        folder: str | Path | ServerAt | None = None,
+        token: str | None = None,
+        auth: httpx.Auth | None = None,
+    ) -> None:
+        self._at = folder if isinstance(folder, ServerAt) else server_of(folder)
+        settings = self._at.settings(token)
+        if auth is not None:
+            settings = {name: value for name, value in settings.items() if name != "headers"} | {"auth": auth}
+        self._http = httpx.AsyncClient(transport=self._at.transport(httpx.AsyncHTTPTransport), **settings)
 
-    async def call(self, method: str, path: str, body: dict[str, Any] | None = None, **query: Any) -> Any:
+    def under(self, auth: httpx.Auth) -> "AsyncClient":
+        """A client of the same server that shows what `auth` has, in place of the store's token or the session kept here."""
+        return AsyncClient(self._at, auth=auth)
+
+    async def call(
+        self,
+        method: str,
+        path: str,
+        body: dict[str, Any] | None = None,
+        headers: dict[str, str] | None = None,
+        **query: Any,
+    ) -> Any:
         try:
-            response = await self._http.request(method, path, json=body, params=query or None)
+            response = await self._http.request(
+                method, path, json=body, params=query or None, headers=headers
+            )
         except httpx.TransportError as error:
-            raise no_answer(self._folder, error) from None
+            raise self._at.no_answer(error) from None
         return value_of(response)
 
     async def list(self, path: str, what: str, **query: Any) -> AsyncIterator[Any]:
@@ -210,7 +298,7 @@ class AsyncClient:
 
     async def submit(self, task: Task, key: str | None = None) -> "AsyncJob":
         """Durable when it returns; the same `key` submits once."""
-        answer = await self.call("POST", "/tasks", {**task.body(), "key": key})
+        answer = await self.call("POST", "/tasks", {**task.body(), "key": key}, trace_headers())
         return AsyncJob(self, answer["task_id"], answer)
 
     async def job(self, task_id: str) -> "AsyncJob":
@@ -274,12 +362,13 @@ class AsyncJob:
         await self.client.call("POST", f"/tasks/{self.task_id}/cancel")
 
 
-def settings(folder: Path, token: str | None) -> dict[str, Any]:
-    path = folder / "token"
-    if token is None and path.exists():
-        token = path.read_text().strip()
-    headers = {"authorization": f"Bearer {token}"} if token else {}
-    return {"base_url": "http://qipan/v1", "headers": headers, "timeout": TIMEOUT_S}
+def trace_headers() -> dict[str, str]:
+    """Of a submission: it is part of the caller's trace, where TRACEPARENT names one, else of a new one."""
+    from qipan.tracing import TRACEPARENT, headers_of
+
+    found = TRACEPARENT.fullmatch(os.environ.get("TRACEPARENT", ""))
+    trace_id, above = (found[2], found[3]) if found else (secrets.token_hex(16), "")
+    return headers_of(trace_id, secrets.token_hex(8), time.time(), above)
 
 
 def value_of(response: httpx.Response) -> Any:
@@ -292,9 +381,3 @@ def value_of(response: httpx.Response) -> Any:
         return value
     kind = ERRORS.get(value.get("code", 100), QipanError)
     raise kind(str(value.get("detail", value)))
-
-
-def no_answer(folder: Path, error: Exception) -> Unreachable:
-    return Unreachable(
-        f"no server answers for the store {folder} ({error}); start one with `qipan up --store {folder}`"
-    )

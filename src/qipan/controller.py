@@ -6,6 +6,7 @@ is built again from the newest snapshot and the ticks after it, and every engine
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Protocol
 
 import msgspec
@@ -93,10 +94,13 @@ class Controller:
         self._inbox: list[Fact] = []
         self._wake_s: float | None = None
         self._since_snapshot = [0, 0]  # ticks, facts
+        self._failed: Exception | None = None  # what is in memory may be ahead of what is stored
         self._recover()
         same_boot = store.get("boot_id") in (None, clock.boot_id())
         store.put("boot_id", clock.boot_id())
         self.accept(BoardStarted(tuple(self.engines), same_boot, int(store.get("reign") or "0")))
+        #: hears of each tick: (this board, its facts, what was decided, when, how long it took in seconds)
+        self.on_tick: Callable[[Controller, Sequence[Fact], Decision, float, float], None] | None = None
         self.settle: Callable[[], None] = lambda: None  # waits until what was stored is stored elsewhere, too
 
     # ---- one step --------------------------------------------------------------------------------------------------
@@ -111,7 +115,17 @@ class Controller:
         self.accept(EngineAttached(engine.engine))
 
     def step(self) -> bool:
-        """Gather, decide, store, send.  Returns whether there was anything to decide on."""
+        """Gather, decide, store, send.  Returns whether there was anything to decide on.  After a step that failed nothing is decided
+        from what is in memory: every further one raises the same, until the board is started from its store."""
+        if self._failed is not None:
+            raise self._failed
+        try:
+            return self._step()
+        except Exception as error:
+            self._failed = error
+            raise
+
+    def _step(self) -> bool:
         moment = Moment(self.clock.now_s(), self.clock.lease_s())
         if self.books is not None:
             self._inbox += self.books.due(moment.now_s)
@@ -150,6 +164,7 @@ class Controller:
         return gathered
 
     def _tick(self, gathered: Sequence[tuple[str, int, Fact]], moment: Moment) -> None:
+        began_s = perf_counter()
         facts = [fact for _, _, fact in gathered]
         decision = decide(self.state, facts, moment)
         cause = f"{self.board}/{decision.tick}"
@@ -171,6 +186,8 @@ class Controller:
             deliver(self.engines[sent.engine], sent.command)
         self._since_snapshot[0] += 1
         self._since_snapshot[1] += len(facts)
+        if self.on_tick is not None:
+            self.on_tick(self, facts, decision, moment.now_s, perf_counter() - began_s)
         if self._snapshot_is_due():
             self.snapshot(keep=moment.now_s - self._kept_s >= KEPT_EVERY_S)
 
@@ -201,7 +218,10 @@ class Controller:
     # ---- start again -----------------------------------------------------------------------------------------------
 
     def snapshot(self, *, keep: bool = False) -> None:
-        """`keep`: replay may begin here, after what was before is forgotten or when another release decided it."""
+        """`keep`: replay may begin here, after what was before is forgotten or when another release decided it.  None is taken after a
+        step that failed: it would hold a tick that was not stored, and replay would pass over its facts and charges."""
+        if self._failed is not None:
+            return
         books = self.books.encode() if self.books else b""
         body = msgspec.msgpack.encode(Snapshot(msgspec.Raw(encode_state(self.state)), books))
         now_s = self.store.latest_now_s()
@@ -250,11 +270,12 @@ def deliver(engine: Engine, command: Command) -> None:
 
 
 def replay_tick(state: State, tick: StoredTick) -> Decision:
-    """Decide again from stored facts.  Raises QipanError when the commands are not the stored ones, byte for byte."""
+    """Decide again from stored facts.  Raises QipanError when the commands are not the stored ones, byte for byte, those of another
+    release as this one reads them."""
     facts = [fact_of(body) for body in tick.facts]
     decision = decide(state, facts, Moment(tick.now_s, tick.lease_s))
     again = encode_decision(decision)
-    if again != tick.decision:
+    if again != tick.decision and again != as_read_now(tick.decision):
         raise QipanError(
             f"board {state.board}, tick {tick.tick}: deciding again gave other commands than stored;"
             " the store was written by another release, or a decision read something that is not a fact.\n"
@@ -315,6 +336,28 @@ def encode_decision(decision: Decision) -> bytes:
             decision.wake_s,
         )
     )
+
+
+def as_read_now(stored: bytes) -> bytes:
+    """A stored decision as this release writes it: fields that came since have their defaults."""
+    board, term, tick, commands, reports, reasons, ended, wake_s = msgspec.json.decode(stored, type=_Stored)
+    return msgspec.json.encode(
+        (
+            board,
+            term,
+            tick,
+            [(engine, msgspec.Raw(encode(decode(bytes(command))))) for engine, command in commands],
+            [msgspec.Raw(encode(decode(bytes(report)))) for report in reports],
+            reasons,
+            ended,
+            wake_s,
+        )
+    )
+
+
+_Stored = tuple[
+    str, int, int, list[tuple[str, msgspec.Raw]], list[msgspec.Raw], msgspec.Raw, msgspec.Raw, msgspec.Raw
+]
 
 
 def task_of(fact: Fact) -> str:

@@ -6,6 +6,7 @@
     ├── Infeasible          exit 104  no place can run it as asked: relax a limit
     ├── OverLimit           exit 105  over budget or quota: raise it, or wait
     ├── Unreachable         exit 106  a server or link did not answer: start it, or wait
+    │   └── DiskFull                  it cannot store anything now: make room, it goes on by itself
     └── NotAllowed          exit 107  ask an administrator
 
 A message says what happened, the values, and what to do next.
@@ -40,6 +41,10 @@ class OverLimit(QipanError):
 
 class Unreachable(QipanError):
     exit_code = 106
+
+
+class DiskFull(Unreachable):
+    pass
 
 
 class NotAllowed(QipanError):

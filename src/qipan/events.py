@@ -5,6 +5,7 @@ was decided: start, progress, exit).  Replay takes all of them; a what-if takes 
 Between boards and in the store they travel in an envelope with kind and version; old versions are read.
 """
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal, NewType
@@ -13,7 +14,8 @@ import msgspec
 
 from qipan.curves import Need, Point
 from qipan.errors import InvalidInput
-from qipan.leases import EngineId, LeaseId, Offer, Order, Room, TaskId, Usage
+from qipan.hardware import ChipClassId
+from qipan.leases import EngineId, LeaseId, Offer, Order, Out, Room, TaskId, Usage
 from qipan.network import Link
 from qipan.quota import QuotaRule
 
@@ -109,11 +111,14 @@ TaskCommand = Reserve | Start | Resize | Stop
 @dataclass(frozen=True, slots=True)
 class EngineOffered:
     """An engine's current offers; replaces its last ones.  `chooses`: the engine picks among a task's points and
-    gives devices up at its asks by itself (a board does); otherwise the board above does."""
+    gives devices up at its asks by itself (a board does); otherwise the board above does.  `out`: what it has and does not
+    offer; `in_place`: it can have the processes of a task go on at another point."""
 
     engine: EngineId
     offers: tuple[Offer, ...]
     chooses: bool
+    out: tuple[Out, ...] = ()
+    in_place: bool = False
     kind: ClassVar[str] = "engine_offered"
     cause: ClassVar[bool] = False
 
@@ -253,6 +258,27 @@ class LinksSet:
 
 
 @dataclass(frozen=True, slots=True)
+class ElectricityPriced:
+    """What electricity costs a leaf engine's owner now beyond what the tariff covers: chip class -> micro-CNY per device-hour.  Replaces
+    what was said last."""
+
+    engine: EngineId
+    micro_cny_per_device_hour: tuple[tuple[ChipClassId, int], ...]
+    kind: ClassVar[str] = "electricity_priced"
+    cause: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class TaskWoken:
+    """The holder of a lease that stood idle needs its devices: they are not lent, or come back within the notice."""
+
+    task_id: TaskId
+    by: str
+    kind: ClassVar[str] = "task_woken"
+    cause: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
 class BudgetReached:
     """The books say that the task's attempt must park now to end within its budget.  `spent_micro_cny`: so far."""
 
@@ -279,6 +305,23 @@ class ParkRequested:
     park: bool
     by: str
     kind: ClassVar[str] = "park_requested"
+    cause: ClassVar[bool] = True
+
+
+@dataclass(frozen=True, slots=True)
+class PersonNoted:
+    """Who logged in, was refused, was added or lost a session: for people to read; nothing is decided by it.  `source` is an
+    address, or who did it; `issuer` "" a user of this host."""
+
+    what: str
+    user: str
+    tenant: str
+    role: str
+    issuer: str
+    session: str
+    source: str
+    why: str
+    kind: ClassVar[str] = "person_noted"
     cause: ClassVar[bool] = True
 
 
@@ -344,6 +387,29 @@ class TaskProgress:
     kind: ClassVar[str] = "task_progress"
     cause: ClassVar[bool] = False
 
+    def said(self) -> dict[str, Any]:
+        """What `detail` tells; nothing where it is no JSON object, for a script may print what it likes."""
+        try:
+            value = json.loads(self.detail)
+        except (ValueError, RecursionError):
+            return {}
+        return value if isinstance(value, dict) else {}
+
+
+@dataclass(frozen=True, slots=True)
+class DevicesBusy:
+    """What share of the time from `from_s` to `until_s` the attempt's devices were busy, as measured where it runs.  Said when it changed by
+    a hundredth or more."""
+
+    task_id: TaskId
+    engine: EngineId
+    attempt: int
+    busy_share: float
+    from_s: float
+    until_s: float
+    kind: ClassVar[str] = "devices_busy"
+    cause: ClassVar[bool] = False
+
 
 Outcome = Literal["done", "failed", "parked", "resized", "lost", "cancelled"]
 FINAL = ("done", "failed", "cancelled")  # after these a task is over
@@ -353,7 +419,8 @@ FINAL = ("done", "failed", "cancelled")  # after these a task is over
 class TaskExited:
     """One attempt ended.  After "done", "failed" and "cancelled" the task is over; after "parked" and "lost" its
     lease is given back (a board may have tried again by itself before saying so: then `final` is False);
-    after "resized" the next attempt follows in the same lease."""
+    after "resized" the next attempt follows in the same lease, `in_place`: in the same processes, which stood still for
+    `standstill_s` (None: not measured)."""
 
     task_id: TaskId
     lease_id: LeaseId
@@ -367,6 +434,9 @@ class TaskExited:
     why: str
     usage: Usage
     final: bool = True
+    preempted_s: tuple[float, ...] = ()  # when boards below parked the task for others
+    in_place: bool = False
+    standstill_s: float | None = None
     kind: ClassVar[str] = "task_exited"
     cause: ClassVar[bool] = False
 
@@ -384,9 +454,13 @@ Fact = (
     | CancelRequested
     | RulesSet
     | LinksSet
+    | ElectricityPriced
+    | TaskWoken
+    | DevicesBusy
     | BudgetReached
     | BudgetRaised
     | ParkRequested
+    | PersonNoted
     | CommandReceived
     | LeaseGranted
     | LeaseRefused
@@ -402,7 +476,7 @@ KINDS: dict[str, Any] = {
     for kind in (
         Reserve, Start, Resize, Stop, Renew, TakeCensus, BoardStarted, EngineAttached, TasksHeld,
         EngineOffered, StorageOffered, EngineLost, RenewalAsked, CapacityChanged, TaskSubmitted, CancelRequested, ParkRequested, LeaseGranted,
-        RulesSet, LinksSet, BudgetReached, BudgetRaised,
+        RulesSet, LinksSet, ElectricityPriced, TaskWoken, DevicesBusy, BudgetReached, BudgetRaised, PersonNoted,
         LeaseRefused, TaskStarted, TaskProgress, TaskExited,
     )
 }  # fmt: skip

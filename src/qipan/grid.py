@@ -1,13 +1,11 @@
 """One board in a process of its own: a `Host` whose parent and children are in other processes, on other hosts.
 
-Facts and commands go over `channel`; beside them boards ask each other what people want to know (logs, why), and a
-task submitted here is handed to the parent, which holds the money and places it anywhere, here too.
+Facts and commands go over `channel`; beside them boards ask each other what people want to know (logs, why).  The top, which holds
+the money, is told of a task submitted here; it runs here if that is good enough (`scheduler.entered`).
 """
 
 import json
 import logging
-import os
-import signal
 import threading
 import time
 from dataclasses import dataclass, replace
@@ -17,20 +15,23 @@ from typing import Any
 
 import msgspec
 
-from qipan.channel.network import Admitted, Dialer, Network, NetworkCarrier, ask_once
-from qipan.controller import fact_of
-from qipan.difference import BEFORE_S, encode_told, told_by
-from qipan.errors import InvalidInput, NotAllowed, QipanError, Unreachable
-from qipan.events import EngineAttached, EngineLost, TaskExited, TaskProgress, TaskStarted, decode, encode
+from qipan.asking import GridIntake, GridQueries, tell, tell_parent
+from qipan.channel.network import Admitted, Dialer, Network, NetworkCarrier
+from qipan.channel.opening import ask_once
+from qipan.difference import BEFORE_S, decode_told, encode_told, told_by
+from qipan.errors import InvalidInput, NotAllowed, NotFound, QipanError, Unreachable
+from qipan.events import EngineAttached, EngineLost, TaskStarted
+from qipan.files import write_whole
 from qipan.hardware import BoardId, BoardSpec, Pool
-from qipan.host import LOOP_S, Host, TaskView
-from qipan.identity import Peer, Token, Unknown, Wallet, expects, peer_of
+from qipan.host import LOOP_S, Host, LinkEnd
+from qipan.identity import Peer, Token, Unknown, Wallet, expects, peer_of, spiffe_of
 from qipan.identity.wallet import joining_context
 from qipan.journal.exchange import Placed
-from qipan.leases import EngineId, Receipt
+from qipan.leases import EngineId
 from qipan.market.clearing import Bid
-from qipan.planner import Plan
+from qipan.stored import facts_of_kind
 from qipan.succession import Succession
+from qipan.tracing import Context
 from qipan.workload import Task
 from qipan.workload.site import Site
 
@@ -75,11 +76,13 @@ class Child:
 
 
 class GridHost(Host):
+    queries: GridQueries
+
     def __init__(
         self, site: Site, folder: Path, database: str | None = None, keep_s: float | None = None
     ) -> None:
         self.wallet = Wallet(folder / "identity", time.time)
-        self.children: dict[BoardId, Child] = {}
+        self.children: dict[BoardId, Child] = {}  # replaced when one comes: others go through it meanwhile
         self._folder = folder
         self.database = database
         self._news = threading.Event()
@@ -95,7 +98,11 @@ class GridHost(Host):
                     self.network.carrier(self._news.set), self._kept_spec(name), attached=True
                 )
         joined = {name: child.carrier for name, child in self.children.items()}
-        super().__init__(site, folder, database, keep_s, outer=self._up, joined=joined)
+        try:
+            super().__init__(site, folder, database, keep_s, outer=self._up, joined=joined)
+        except BaseException:
+            self.network.close()
+            raise
         self._compose()
         self._dialer: Dialer | None = None
         self._looked_s = 0.0
@@ -103,6 +110,12 @@ class GridHost(Host):
         self._succession = Succession(self)
         self._told: set[BoardId] = set()  # who said what its attempts were since this store's newest tick
         self._since_s = max(0.0, self.store.latest_now_s() - BEFORE_S)
+
+    def _make_queries(self) -> GridQueries:
+        return GridQueries(self, self._up, lambda: self.children)
+
+    def _make_intake(self) -> GridIntake:
+        return GridIntake(self, self.queries, self._up, self.must_lead)
 
     # ---- links ---------------------------------------------------------------------------------------------------------
 
@@ -147,7 +160,7 @@ class GridHost(Host):
             spec = self._checked_spec(peer.name, hello)
             name = BoardId(peer.name)
             if name not in self.children:
-                self.children[name] = Child(self.network.carrier(self._news.set))
+                self.children = {**self.children, name: Child(self.network.carrier(self._news.set))}
             self._arrivals.append((name, spec))
         return Admitted(
             self.children[name].carrier, {"board": self.site.root.board, **self._succession.words()},
@@ -188,23 +201,18 @@ class GridHost(Host):
         """Every identity that was turned away, one line each."""
         log.warning("refused %s: %s", address, why)
         path = self._folder / "refused.jsonl"
-        if path.exists() and path.stat().st_size > REFUSED_BYTES_MAX:
-            path.replace(path.with_suffix(".1.jsonl"))
-        with path.open("a") as file:
-            file.write(json.dumps({"at_s": round(time.time(), 3), "from": address, "why": why}) + "\n")
+        try:
+            if path.exists() and path.stat().st_size > REFUSED_BYTES_MAX:
+                path.replace(path.with_suffix(".1.jsonl"))
+            with path.open("a") as file:
+                file.write(json.dumps({"at_s": round(time.time(), 3), "from": address, "why": why}) + "\n")
+        except OSError as error:
+            log.warning("%s was not written: %s", path, error)
 
     # ---- the loop ------------------------------------------------------------------------------------------------------
 
     def run(self) -> None:
-        """Until `stop`.  A board that cannot go on (a full disk, a broken store) ends its process, so that whoever watches
-        it starts it again: its tasks run on."""
-        try:
-            self._run()
-        except Exception:
-            log.exception("the board cannot go on and ends; its running tasks go on")
-            os.kill(os.getpid(), signal.SIGTERM)
-
-    def _run(self) -> None:
+        """Until `stop`."""
         while not self._stop.is_set():
             self.step()
             if self.leads():
@@ -236,6 +244,12 @@ class GridHost(Host):
         """Without what joined."""
         return replace(self.site, root=self._own)
 
+    def ends(self) -> list[LinkEnd]:
+        carriers = {str(name): child.carrier for name, child in self.children.items()}
+        if self._up is not None:
+            carriers["parent"] = self._up
+        return [end_of(peer, carrier) for peer, carrier in sorted(carriers.items())]
+
     def turn_to(self, url: str) -> None:
         """The parent is elsewhere now."""
         assert self._dialer is not None
@@ -249,7 +263,11 @@ class GridHost(Host):
         if self.leads():
             super().step()
 
-    def _must_lead(self) -> None:
+    @property
+    def audience(self) -> str:
+        return spiffe_of(self.wallet.place)
+
+    def must_lead(self) -> None:
         end_s = time.monotonic() + LEAD_WAIT_S
         while not self.leads():
             if time.monotonic() > end_s:
@@ -282,7 +300,7 @@ class GridHost(Host):
         self._looked_s = now_s
         lost_after_s = self.site.lease_s / 4
         with self.lock:
-            for name, child in list(self.children.items()):
+            for name, child in self.children.items():
                 heard_s = child.carrier.heard_s
                 silent = not child.carrier.connected and (heard_s is None or now_s > heard_s + lost_after_s)
                 if silent != child.lost and child.attached:
@@ -313,7 +331,7 @@ class GridHost(Host):
             if changed:
                 path = self._folder / "children" / f"{name}.json"
                 path.parent.mkdir(exist_ok=True)
-                path.write_bytes(msgspec.json.encode(spec))
+                write_whole(path, msgspec.json.encode(spec))
         self._compose()
 
     def _all_pools(self) -> list[Pool]:
@@ -369,14 +387,19 @@ class GridHost(Host):
     def _ask_difference(self, name: BoardId) -> None:
         """What ended there since the newest tick that this store had when it was opened; see `difference`."""
         try:
-            body = bytes(self.children[name].carrier.ask("ended", self._since_s))
+            body = self.children[name].carrier.ask("ended", self._since_s)
         except QipanError as error:
             log.info("%s did not say what ended there: %s", name, error)
             self._told.discard(name)
             return
+        try:
+            decode_told(body)
+        except msgspec.MsgspecError as error:
+            log.warning("%s said nothing readable of what ended there: %s", name, error)
+            return
         path = self._folder / "told" / f"{name}.msgpack"
         path.parent.mkdir(exist_ok=True)
-        path.write_bytes(body)
+        write_whole(path, body)
 
     # ---- what boards ask each other ------------------------------------------------------------------------------------
 
@@ -398,15 +421,27 @@ class GridHost(Host):
                 self.tree.root.accept(EngineLost(EngineId(peer.name), "it left the grid"))
             self._news.set()
             return None
+        member = self.wallet.check_member(peer)
         if question == "submit":
-            member = self.wallet.check_member(peer)
             if member.provider != self.wallet.kept.provider:
                 raise NotAllowed(
                     f"{peer.name} is provider {member.provider}'s: it brings chips; tasks are submitted at a board of their owner"
                 )
-            task_id, plan = self.submit(msgspec.json.decode(body[0], type=Task), body[1])
+            trace = msgspec.convert(body[2], type=Context | None) if len(body) > 2 else None
+            entered_at = self._below(peer.name, str(body[3])) if len(body) > 3 else peer.name
+            task = msgspec.json.decode(body[0], type=Task)
+            task_id, plan = self.intake.submit(task, body[1], trace, entered_at)
             return [task_id, msgspec.json.encode(plan)]
-        return self._tell(question, body)
+        if member.provider != self.wallet.kept.provider:
+            raise NotAllowed(
+                f"{peer.name} is provider {member.provider}'s: none of its people has a task here"
+            )
+        return tell(self, question, body)
+
+    def _below(self, child: str, board: str) -> str:
+        """The board that a child names, if it is one of those below that; else the child."""
+        spec = self.children[BoardId(child)].spec
+        return board if spec is not None and any(one.board == board for one in spec.walk()) else child
 
     def _answer_parent(self, question: str, body: Any) -> Any:
         """The parent wants to know what only this side has."""
@@ -417,157 +452,40 @@ class GridHost(Host):
                 with self.lock:
                     held = [task.order for task in self.tree.root.state.tasks.values()]
                     return encode_told(told_by(self.store, held, float(body)))
-            case "logs":
-                return self._logs_below(str(body))
-            case "why":
-                return self._reasons_below(str(body))
-        raise InvalidInput(f"{question[:40]!r} is no question to a child")
-
-    def _tell(self, question: str, body: Any) -> Any:
-        """Questions of a child's people about their tasks."""
-        task_id = str(body[0]) if isinstance(body, list) and body else ""
-        match question:
-            case "view":
-                return msgspec.to_builtins(self.task(task_id))
-            case "why":
-                return self.why(task_id)
-            case "logs":
-                return self.logs(task_id, int(body[1]))
-            case "events":
-                return self.events(task_id, int(body[1]))
-            case "cancel":
-                return self.cancel(task_id, str(body[1]))
-            case "bill":
-                return msgspec.json.encode(self.bill(task_id))
-            case "charged":
-                return self.charged(task_id)
-            case "progress":
-                return [[at_s, encode(fact)] for at_s, fact in self.progress(task_id)]
-            case "exits":
-                return [encode(fact) for fact in self.exits(task_id)]
-        raise InvalidInput(f"{question[:40]!r} is no question to a parent")
+            case "beside":
+                return self._beside_here_or_below(*body)
+        return tell_parent(self.queries, question, str(body))
 
     # ---- what people ask -----------------------------------------------------------------------------------------------
 
-    def _take_up(self) -> None:
-        if self._up is None:
-            super()._take_up()
-
-    def submit(self, task: Task, key: str | None = None) -> tuple[str, Plan]:
-        """At the top as ever; elsewhere handed to the parent."""
-        if self._up is None:
-            self._must_lead()
-            return super().submit(task, key)
-        task_id, plan = self._up.ask("submit", [msgspec.json.encode(task), key])
-        found = msgspec.json.decode(plan, type=Plan)
-        with self.lock:
-            if self.store.submission(task_id) is None:
-                self.store.save_submission(task_id, key, self.clock.now_s(), msgspec.json.encode(task), plan)
-        return task_id, found
-
-    def task(self, task_id: str) -> TaskView:
-        if self._up is None:
-            return super().task(task_id)
-        return msgspec.convert(self._up.ask("view", [task_id]), type=TaskView)
-
-    def tasks(self) -> list[TaskView]:
-        return [self.task(task_id) for task_id in self.task_ids()]
-
-    def cancel(self, task_id: str, by: str) -> None:
-        if self._up is None:
-            self._must_lead()
-            super().cancel(task_id, by)
-        else:
-            self._up.ask("cancel", [task_id, by])
-
-    def raise_budget(self, task_id: str, budget_micro_cny: int, by: str) -> None:
-        self._must_lead()
-        super().raise_budget(task_id, budget_micro_cny, by)
-
     def place_order(self, product: str, bid: Bid, trader: str) -> Placed:
-        self._must_lead()
+        self.must_lead()
         return super().place_order(product, bid, trader)
 
-    def events(self, task_id: str, after: int = 0) -> list[dict[str, Any]]:
+    def beside(self, task_id: str, act: str, name: str, given: list[Any]) -> Any:
+        if self._up is not None and self.engine_of(task_id) is None:
+            return self._up.ask("beside", [task_id, act, name, given])
         if self._up is None:
-            return super().events(task_id, after)
-        found: list[dict[str, Any]] = self._up.ask("events", [task_id, after])
-        return found
+            self.queries.task(task_id)
+        return self._beside_here_or_below(task_id, act, name, given)
 
-    def bill(self, task_id: str) -> Receipt:
-        if self._up is None:
-            return super().bill(task_id)
-        return msgspec.json.decode(self._up.ask("bill", [task_id]), type=Receipt)
-
-    def charged(self, task_id: str) -> int:
-        return super().charged(task_id) if self._up is None else int(self._up.ask("charged", [task_id]))
-
-    def progress(self, task_id: str) -> list[tuple[float, TaskProgress]]:
-        if self._up is None:
-            return super().progress(task_id)
-        found = [(float(at_s), decode(body)) for at_s, body in self._up.ask("progress", [task_id])]
-        return [(at_s, fact) for at_s, fact in found if isinstance(fact, TaskProgress)]
-
-    def exits(self, task_id: str) -> list[TaskExited]:
-        if self._up is None:
-            return super().exits(task_id)
-        found = [decode(body) for body in self._up.ask("exits", [task_id])]
-        return [fact for fact in found if isinstance(fact, TaskExited)]
-
-    def why(self, task_id: str) -> dict[str, Any]:
-        if self._up is not None:
-            answer: dict[str, Any] = self._up.ask("why", [task_id])
-            return answer
-        answer = super().why(task_id)
-        for child in self._visited(task_id):
-            answer["decisions"] += self._ask_below(child, "why", task_id) or []
-        answer["decisions"].sort(key=lambda entry: entry["at_s"])
-        return answer
-
-    def logs(self, task_id: str, after: int = 0) -> dict[str, Any]:
-        if self._up is not None:
-            told: dict[str, Any] = self._up.ask("logs", [task_id, after])
-            return told
-        self.task(task_id)
-        joined = self._logs_below(task_id)
-        return {"text": joined[after:], "next": len(joined)}
-
-    def _logs_below(self, task_id: str) -> str:
-        """What its attempts printed here and below."""
-        texts = [self._log_text(task_id)]
-        texts += [self._ask_below(child, "logs", task_id) or "" for child in self._visited(task_id)]
-        return "".join(texts)
-
-    def _reasons_below(self, task_id: str) -> list[dict[str, Any]]:
+    def _beside_here_or_below(self, task_id: str, act: str, name: str, given: list[Any]) -> Any:
+        """Where it runs now, or ran last: here, or at the child that started it last."""
         with self.lock:
-            told = [
-                {"at_s": at_s, "board": board, "verdict": verdict, "text": text}
-                for board, store in self.stores.items()
-                for at_s, verdict, text in store.reasons_of(task_id)
-            ]
-        for child in self._visited(task_id):
-            told += self._ask_below(child, "why", task_id) or []
-        return told
-
-    def _visited(self, task_id: str) -> list[BoardId]:
-        """The children that ran it, in order."""
+            started = facts_of_kind(self.store, [task_id], TaskStarted)
+        child = self.children.get(BoardId(started[-1][1].engine)) if started else None
+        if child is not None:
+            return child.carrier.ask("beside", [task_id, act, name, given])
+        engine = self.engine_of(task_id)
+        if engine is None:
+            raise NotFound(f"{task_id} does not run now; `qipan why {task_id}` says what it waits for")
         with self.lock:
-            rows = self.store.facts_of(task_id, ["task_started"])
-        names: dict[BoardId, None] = {}
-        for _, _, body in rows:
-            fact = fact_of(body)
-            assert isinstance(fact, TaskStarted)
-            if BoardId(fact.engine) in self.children:
-                names[BoardId(fact.engine)] = None
-        return list(names)
+            return engine.act_beside(task_id, act, name, given)
 
-    def _ask_below(self, child: BoardId, question: str, body: Any) -> Any:
-        """None when the child cannot be reached now."""
-        try:
-            return self.children[child].carrier.ask(question, body)
-        except Unreachable as error:
-            log.info("%s: %s", child, error)
-            return None
+
+def end_of(peer: str, carrier: NetworkCarrier) -> LinkEnd:
+    silent_s = time.monotonic() - carrier.heard_s if carrier.heard_s is not None else None
+    return LinkEnd(peer, carrier.connected, silent_s, carrier.bytes_in, carrier.bytes_out, carrier.dropped)
 
 
 def _no_questions(question: str, _body: Any) -> Any:

@@ -134,3 +134,8 @@ class BoardSpec:
     def walk(self) -> "list[BoardSpec]":
         """This board and all below it, parents first, in the file's order."""
         return [self, *(spec for child in self.children for spec in child.walk())]
+
+    def ways(self) -> "dict[BoardId, tuple[BoardId, ...]]":
+        """This board and all below it -> the boards from this one down to it."""
+        below = {board: (self.board, *way) for child in self.children for board, way in child.ways().items()}
+        return {self.board: (self.board,), **below}

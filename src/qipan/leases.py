@@ -5,11 +5,20 @@ from dataclasses import dataclass
 from typing import NewType
 
 from qipan.curves import Curve, Need
+from qipan.forecast import Hours
 from qipan.hardware import ChipClassId, Storage, fastest
 
 TaskId = NewType("TaskId", str)
 LeaseId = NewType("LeaseId", str)
 EngineId = NewType("EngineId", str)
+
+RAN_OUT, UNUSED, RAN_OUT_ABOVE = (
+    "the lease ran out", "the lease lapsed before it was used", "the lease from the parent board ran out"
+)  # fmt: skip
+#: why something ended: its lease was not renewed in time
+LAPSES = (RAN_OUT, UNUSED, RAN_OUT_ABOVE)
+#: of a lease at most: so much is set aside at its end for parking
+PARKING_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,10 +30,29 @@ class AskStep:
 
 
 @dataclass(frozen=True, slots=True)
+class Block:
+    """`size` devices that lie near each other: a node, or what hangs on one fast switch.  `free`: the most that are free in one."""
+
+    size: int
+    free: int
+
+
+@dataclass(frozen=True, slots=True)
+class Holders:
+    """Who holds how many devices of one block of `size`, of which `free` nobody does."""
+
+    size: int
+    free: int
+    held: tuple[tuple[TaskId, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Offer:
     """What an engine can give of one chip class.  `devices` is the usable capacity, free or not.
     `asks` is cumulative in order, cheapest first: the devices it would give to a new task, and at what price.
-    `tariff` is the posted price a tenant pays.  `largest_gang` is the largest number one task can get at once."""
+    `tariff` is the posted price a tenant pays.  `largest_gang` is the largest number one task can get at once.
+    `blocks`: the smallest first; empty where all devices are alike near, or nobody tells.  `holders`: of the blocks that are easiest to
+    clear, for the board that calls the engine; never told further up."""
 
     chip_class: ChipClassId
     devices: int
@@ -33,6 +61,17 @@ class Offer:
     tariff_micro_cny_per_device_hour: int
     site: str = ""
     region: str = ""
+    blocks: tuple[Block, ...] = ()
+    holders: tuple[Holders, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Out:
+    """Devices that an engine has and does not offer, since what they are on is to go or is to be repaired: `why`."""
+
+    chip_class: ChipClassId
+    devices: int
+    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +81,10 @@ class Room:
     storage_id: str
     space_bytes: int = 0
     write_bytes_per_s: float = 0.0
+
+    def writes(self, bytes_per_s: float) -> bool:
+        """Whether it can write so much: the same rates summed in another order differ in the last digit."""
+        return not self.write_bytes_per_s or bytes_per_s <= self.write_bytes_per_s * (1 + 1e-9)
 
 
 def room_of(storages: Sequence[Storage]) -> Room | None:
@@ -82,6 +125,25 @@ class Order:
     checkpoint_bytes: int = 0  # of the newest one, which moves with the task; 0: not known
     checkpoint_at: str = ""  # the site where the newest one lies
     apart: str = ""  # tasks of a tenant with the same word never run at one engine at a time
+    preempted_s: tuple[float, ...] = ()  # when it was parked for others, anywhere in the tree
+    after: tuple[str, ...] = ()  # tasks that must be done before it starts
+    feeds: str = ""  # the task that its output streams to
+    stages: tuple[
+        str, ...
+    ] = ()  # all stages of the task that it is one of: some wait for others, none outlives what it is for
+    checkpoint_longer_max: float = (
+        1.0  # at most so many times as long as its points say may lie between its checkpoints
+    )
+    checkpoint_longer: float = 1.0  # and so many times as long lies, under the lease that it was placed with
+    entered_at: str = (
+        ""  # the board where it was submitted, where it runs if that is good enough; empty: the top
+    )
+    hours: Hours | None = None  # of a service's replica: when it is wanted
+
+    @property
+    def yields(self) -> bool:
+        """Whether it may be shrunk or parked for others."""
+        return self.elastic and self.preemptible
 
 
 @dataclass(frozen=True, slots=True)

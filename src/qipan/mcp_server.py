@@ -87,6 +87,8 @@ def make_server(client: Client, *, write: bool) -> "MCPServer":
         if dry_run:
             made = plan(task_yaml)
             best = next((option for option in made["options"] if option["option_id"] == made["chosen"]), None)
+            if made["stages"]:
+                best = made["options"]  # one of each stage
             return {"dry_run": True, "would_run": best, "refused": made["refused"]}
         job = told(lambda: client.submit(Task(task_yaml), key))
         return {"dry_run": False, "task_id": job.task_id}

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+import msgspec
+
 from qipan.curves import Point
 from qipan.errors import InvalidInput, NotFound
 from qipan.host import Host
@@ -9,6 +11,7 @@ from qipan.journal import Journal
 from qipan.ledger.auditor import Audit
 from qipan.ledger.explain import Attempt, Difference, Planned, explain
 from qipan.statements import Posting, Statement, make_statement
+from qipan.stored import submitted_plan
 
 LINES_MAX = 100_000
 
@@ -85,9 +88,31 @@ def check(host: Host) -> Audit:
 
 
 def explained(host: Host, task_id: str) -> Explained:
-    """Raises NotFound."""
-    receipt = host.bill(task_id)
-    plan = host.submitted_plan(task_id)
+    """Of a task in parts: each part against its own plan.  Raises NotFound."""
+    if (told := host.queries.above("explained", task_id)) is not None:
+        answered: Explained = msgspec.convert(told, type=Explained)
+        return answered
+    names = host.queries.parts(task_id)
+    if names == [task_id]:
+        return _explained(host, task_id)
+    parts = [_explained(host, name) for name in names]
+    planned = [part.planned for part in parts]
+    whole = Planned(
+        " + ".join(sorted({one.place for one in planned})), " + ".join(sorted({one.chip_class for one in planned})),
+        sum(one.devices for one in planned), sum(one.cost_p50_micro_cny for one in planned),
+        sum(one.cost_p90_micro_cny for one in planned), 0,
+    )  # fmt: skip
+    differences = [
+        Difference(one.amount_micro_cny, f"{part.task_id.removeprefix(f'{task_id}.')}: {one.text}")
+        for part in parts
+        for one in part.differences
+    ]
+    return Explained(task_id, sum(part.charged_micro_cny for part in parts), whole, tuple(differences))
+
+
+def _explained(host: Host, task_id: str) -> Explained:
+    receipt = host.queries.bill(task_id)
+    plan = submitted_plan(host.store, task_id)
     option = next((option for option in plan.options if option.option_id == plan.chosen), plan.options[0])
     prices = host.tariff.micro_cny_per_device_hour
     beside = option.storage_micro_cny + option.egress_micro_cny  # a bill is of devices
@@ -97,15 +122,17 @@ def explained(host: Host, task_id: str) -> Explained:
     )  # fmt: skip
     points: dict[str, Point] = {point.point_id: point for point in plan.curve.points} if plan.curve else {}
     lost: dict[int, float] = {}
-    for fact in host.exits(task_id):
+    for fact in host.queries.exits(task_id):
         point = points.get(fact.usage.point_id)
         if fact.outcome in ("lost", "failed", "cancelled") and fact.attempt not in lost and point is not None:
             lost[fact.attempt] = max(0.0, fact.done_s - fact.saved_s) / point.rate
+    kept = {fact.attempt + 1 for fact in host.queries.exits(task_id) if fact.in_place}
     attempts = []
     for number, line in enumerate(receipt.lines):
         point = points.get(line.usage.point_id)
         length_s = line.usage.device_s / max(1, line.usage.devices)
-        idle_s = min(length_s, point.start_s + point.stop_s) if number and point is not None else 0.0
+        restarted = number and line.usage.attempt not in kept
+        idle_s = min(length_s, point.start_s + point.stop_s) if restarted and point is not None else 0.0
         lost_s = min(lost.get(line.usage.attempt, 0.0), length_s - idle_s)
         attempts.append(Attempt(line, lost_s, idle_s))
     return Explained(task_id, receipt.cost_micro_cny, planned, explain(planned, attempts))

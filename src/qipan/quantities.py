@@ -60,6 +60,14 @@ def parse_duration_s(text: str | float) -> float:
     return seconds
 
 
+def parse_utc_offset_s(text: str) -> float:
+    """`+08:00`."""
+    found = re.fullmatch(r"([+-])(\d{1,2}):([0-5]\d)", text)
+    if found is None or int(found[2]) > 14:
+        raise InvalidInput(f"{text[:40]!r} is no offset; write +08:00")
+    return (1 if found[1] == "+" else -1) * (int(found[2]) * 3600.0 + int(found[3]) * 60)
+
+
 def parse_bytes(text: str | int) -> int:
     """`80GiB`, `1.5TB`, or plain bytes."""
     match = re.fullmatch(rf"{NUMBER}\s*([KMGTP]iB|[kKMGTP]?B)?", str(text).strip())

@@ -1,6 +1,6 @@
 """The coordinator of rounds on the wire: JSON lines over TCP, one fact in, the task's view out.
 
-With a `key`, only who knows a task's own is answered; lines are not encrypted.  State is written before an answer that follows from it leaves, so a coordinator that was killed goes on where it was.
+With a `key`, lines are encrypted, and only who knows a task's own is answered.  State is written before an answer that follows from it leaves, so a coordinator that was killed goes on where it was.
 """
 
 import contextlib
@@ -8,6 +8,8 @@ import hmac
 import json
 import socket
 import socketserver
+import ssl
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -17,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from qipan.errors import Infeasible, InvalidInput, NotFound
+from qipan.identity.lines import HANDSHAKE_S, line_context, line_name
 from qipan.rounds import (
     HungUp,
     RoundCommand,
@@ -45,7 +48,7 @@ class RoundServer:
         folder: Path | None = None,
         say: Callable[[str, RoundCommand], None] = lambda _task, _command: None,
         port: int = 0,
-        key: Callable[[str], str] = lambda _task: "",
+        key: Callable[[str], str] | None = None,
     ) -> None:
         self._folder, self._say, self._key = folder, say, key
         self._tasks: dict[str, Rounds] = {}
@@ -58,14 +61,37 @@ class RoundServer:
                 self._tasks[path.stem] = replace(state, version=state.version + VERSIONS_APART)
         outer = self
 
+        lines = ssl.SSLContext(
+            ssl.PROTOCOL_TLS_SERVER
+        )  # without a certificate of its own: that is the task's
+        lines.minimum_version, lines.verify_mode = ssl.TLSVersion.TLSv1_3, ssl.CERT_REQUIRED
+        lines.num_tickets = 0
+        lines.sni_callback = self._choose
+
+        class Server(socketserver.ThreadingTCPServer):
+            daemon_threads = allow_reuse_address = True
+
+            def handle_error(self, request: object, address: object) -> None:
+                if not isinstance(sys.exception(), OSError):  # a stranger whose handshake failed is no news
+                    super().handle_error(request, address)  # type: ignore[arg-type]
+
         class Handler(socketserver.StreamRequestHandler):
+            def setup(self) -> None:
+                self.request.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if key is not None:
+                    self.request.settimeout(HANDSHAKE_S)
+                    self.request = lines.wrap_socket(self.request, server_side=True)
+                    self.request.settimeout(None)
+                super().setup()
+
             def handle(self) -> None:
-                self.connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 outer._serve(self)
 
-        self._server = socketserver.ThreadingTCPServer((host, port), Handler, bind_and_activate=False)
-        self._server.daemon_threads = True
-        self._server.allow_reuse_address = True
+            def finish(self) -> None:
+                super().finish()
+                self.request.close()
+
+        self._server = Server((host, port), Handler, bind_and_activate=False)
         try:
             self._server.server_bind()
         except OSError as error:
@@ -121,6 +147,15 @@ class RoundServer:
             part.write_bytes(msgspec.json.encode(state))
             part.rename(self._folder / f"{task}.json")
 
+    def _choose(self, line: ssl.SSLObject | ssl.SSLSocket, name: str | None, _context: object) -> int | None:
+        """The task whose line this is to be."""
+        assert self._key is not None
+        for task in list(self._tasks):
+            if line_name(task) == name:
+                line.context = line_context(self._key(task), answers=True)
+                return None
+        return ssl.ALERT_DESCRIPTION_UNRECOGNIZED_NAME
+
     def _serve(self, stream: socketserver.StreamRequestHandler) -> None:
         beats = [("", "")]
         with contextlib.suppress(OSError):  # reset: as good as closed
@@ -136,7 +171,8 @@ class RoundServer:
             try:
                 request = json.loads(line)
                 task, fact = str(request["task"]), decode_fact(request["fact"])
-                known = hmac.compare_digest(self._key(task), str(request.get("key", "")))
+                own = self._key(task) if self._key is not None else ""
+                known = hmac.compare_digest(own, str(request.get("key", "")))
                 if task not in self._tasks or not known:
                     break
             except (ValueError, KeyError, TypeError, InvalidInput):

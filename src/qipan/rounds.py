@@ -15,6 +15,7 @@ from typing import Literal
 import msgspec
 
 from qipan.errors import InvalidInput
+from qipan.strategy import round_steps
 
 BACKOFF_MAX = 6
 HUNG_UP_S = 0.5
@@ -128,6 +129,16 @@ class Rules:
     min_sites: int = 1
     expected: tuple[str, ...] = ()  # the first round waits for these, up to `found_s`
     found_s: float = 120.0
+    ramp: int = 0  # a round is at most one part in `ramp` of the steps done before it; 0: all are alike
+    batch_tokens: int = 0  # of all sites in a step; with a ramp
+
+    def every_after(self, tokens: int) -> int:
+        """Inner steps of the round that begins after so many tokens."""
+        return (
+            round_steps(self.every, self.ramp, tokens // self.batch_tokens)
+            if self.batch_tokens
+            else self.every
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +229,7 @@ def decide_round(state: Rounds, fact: RoundFact) -> tuple[Rounds, tuple[RoundCom
 def view(state: Rounds) -> View:
     sites = [state.about(member.site) for member in state.members]
     known = [one for one in sites if one is not None]
-    steps = inner_steps(state.rules.every, [one.step_s for one in known])
+    steps = inner_steps(state.rules.every_after(state.tokens), [one.step_s for one in known])
     return View(
         state.round, state.generation, state.phase, state.members, state.committed, state.tokens,
         tuple((one.site, count) for one, count in zip(known, steps, strict=True)),

@@ -11,6 +11,7 @@ import msgspec
 
 from qipan.channel.network import Admitted, Network, NetworkCarrier
 from qipan.errors import InvalidInput, NotAllowed, QipanError
+from qipan.files import write_whole
 from qipan.identity import Unknown, Wallet, expects, peer_of
 from qipan.identity.wallet import Members
 from qipan.leading import REIGNS_AHEAD_MAX, Claim
@@ -41,7 +42,7 @@ class Standby:
         self._door, self._began_s = threading.Lock(), time.monotonic()
         self._heard_s: float | None = None
         kept = folder / "standby" / "files"
-        if kept.exists():
+        if kept.exists() and kept.stat().st_size:
             self._take_files(kept.read_bytes())
 
     # ---- links ---------------------------------------------------------------------------------------------------------
@@ -73,9 +74,7 @@ class Standby:
     def _answer(self, question: str, body: Any) -> Any:
         if question != "files":
             raise InvalidInput(f"{question[:40]!r} is no question to a standby")
-        path = self.folder / "standby" / "files"
-        path.touch(0o600)
-        path.write_bytes(body)
+        write_whole(self.folder / "standby" / "files", body)
         self._take_files(body)
         return None
 
@@ -176,15 +175,14 @@ class Standby:
                 continue
             path = self.folder / name
             path.parent.mkdir(exist_ok=True)
-            path.touch(0o600)
-            path.write_bytes(body)
+            write_whole(path, body)
         store = Store(self.folder / f"{self.board}.db")
         store.put("reign", str(self._claim.claimed))
         store.close()
-        (self.folder / SITE).write_bytes(self._site)
+        write_whole(self.folder / SITE, self._site)
         kept = msgspec.json.decode(self._files["identity/members.json"], type=Members)
-        self.wallet.crown(self.folder / "identity", msgspec.structs.replace(kept, reign=self._claim.claimed))
-        (self.folder / "identity" / "url").write_text(self._url)
+        kept = msgspec.structs.replace(kept, reign=self._claim.claimed)
+        self.wallet.crown(self.folder / "identity", kept, self._url)
         return msgspec.json.decode(self._site, type=Site)
 
 

@@ -58,11 +58,23 @@ class SiteStrategy:
         return sum(self.stages[0].rows_per_dp)
 
 
+CODEC_BLOCK = 1024  # values that share a scale on the wire
+CODEC_BYTES = {"fp32": 4 * CODEC_BLOCK, "bf16": 2 * CODEC_BLOCK, "int8": CODEC_BLOCK + 4}  # of one block
+
+
+def round_steps(every: int, ramp: int, done: int) -> int:
+    """Inner steps of the round that begins after so many: at most one part in `ramp` of them, and `every`."""
+    return max(1, min(every, done // ramp)) if ramp else every
+
+
 @dataclass(frozen=True, slots=True)
 class Outer:
     """Exchange between sites every `every` inner steps of the fastest (local SGD, Stich 2019; DiLoCo, Douillard et al.
     2023).  Never exact.  `fragments`: a round exchanges one of so many parts of the model in turn; `overlap`: sites
-    train on while they exchange (Streaming DiLoCo, Douillard et al. 2025)."""
+    train on while they exchange (Streaming DiLoCo, Douillard et al. 2025).  `ramp`: rounds grow up to `every`, each at most one
+    part in `ramp` of the steps before it; 0: all alike (the period grows with the training in STL-SGD, Shen et al. 2021, too;
+    this rule and its 10 are measured, docs/benchmarks.md).  `moments`: Adam's are averaged with the model, which makes three
+    times the bytes (local Adam with averaged states; measured there too)."""
 
     every: int
     optimizer: Literal["average", "nesterov"] = "average"
@@ -73,6 +85,18 @@ class Outer:
     min_sites: int = 1
     fragments: int = 1
     overlap: bool = False
+    ramp: int = 0
+    moments: bool = False
+
+    @property
+    def told(self) -> int:
+        """Values on the wire for each of the model in the round that exchanges it: its difference, and Adam's two moments."""
+        return 3 if self.moments else 1
+
+    @property
+    def bytes_per_value(self) -> float:
+        """On the wire, for each value of the model in the round that exchanges it."""
+        return self.told * CODEC_BYTES[self.codec] / CODEC_BLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +157,11 @@ def check_strategy(strategy: Strategy) -> None:
     if not strategy.sites or any(not site.stages for site in strategy.sites):
         raise InvalidInput("strategy has a site without stages; give at least one stage per site")
     outer = strategy.outer
-    if outer is not None and (min(outer.every, outer.fragments, outer.min_sites) < 1 or outer.grace_s <= 0):
+    if outer is not None and (
+        min(outer.every, outer.fragments, outer.min_sites, outer.ramp + 1) < 1 or outer.grace_s <= 0
+    ):
         raise InvalidInput(
-            f"outer needs every, fragments, min_sites of 1 or more and grace_s above 0, got {outer}"
+            f"outer needs every, fragments, min_sites of 1 or more, ramp of 0 or more and grace_s above 0, got {outer}"
         )
     if len(strategy.sites) > 1 and strategy.outer is None:
         raise InvalidInput(f"{len(strategy.sites)} sites need `outer`; set how often they exchange")

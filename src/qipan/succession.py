@@ -10,7 +10,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from qipan.channel.network import Admitted, Network, NetworkCarrier, ask_once
+from qipan.channel.network import Admitted, Network, NetworkCarrier
+from qipan.channel.opening import ask_once
 from qipan.clock import SystemClock
 from qipan.errors import QipanError
 from qipan.hardware import BoardId
@@ -280,7 +281,7 @@ class Succession:
         urls = host.wallet.standby_urls()
         if urls != self._told_urls:
             self._told_urls = urls
-            host.network.work(self._tell_below)
+            host.network.work(self._tell_below, first=True)
         if self._shipping is not None:
             self._shipping.flush()
             if self._standby.connection is not None and not host.wallet.standbys():
@@ -290,10 +291,10 @@ class Succession:
         if host.parent_link is not None and host.wallet.kept.standbys:
             if host.parent_link.connected and not self._asking and now_s >= self._next_ask_s:
                 self._asking, self._next_ask_s = True, now_s + self._follow.lead_s / ASKS_IN_A_LEAD
-                host.network.work(self._ask_parent)
+                host.network.work(self._ask_parent, first=True)
             if not self._witnessing and self._follow.looks_around(now_s):
                 self._witnessing = True
-                host.network.work(self._witness)
+                host.network.work(self._witness, first=True)
         write_status(host.folder, self._status())
 
     def _status(self) -> dict[str, Any]:

@@ -66,6 +66,18 @@ class Tree:
         books = self.make_books() if link is None and self.make_books else None
         self.controllers[board] = Controller(board, store, self.clock, engines, link, self.settings, books)
 
+    def waiting(self) -> list[tuple[str, str, int]]:
+        """(board, the board at the other end, messages that it has not taken yet) of every link; "parent" in another process."""
+        found = []
+        for board, controller in self.controllers.items():
+            for name, engine in controller.engines.items():
+                if isinstance(engine, BoardEngine):
+                    found.append((str(board), str(name), engine.waiting))
+            if controller.parent is not None:
+                above = next((spec.board for spec in self.spec.walk() if any(child.board == board for child in spec.children)), "parent")  # fmt: skip
+                found.append((str(board), str(above), controller.parent.waiting))
+        return found
+
     def join(self, board: BoardId, carrier: Carrier) -> None:
         """A child in another process joined the root while it runs."""
         self.joined[board] = carrier

@@ -15,10 +15,12 @@ from qipan.events import TaskExited, TaskProgress, TaskSubmitted
 from qipan.hardware import BoardId
 from qipan.host import Host
 from qipan.leases import AskStep, TaskId, Usage
-from qipan.ledger import make_receipt
+from qipan.ledger import charged_once, make_receipt
 from qipan.outcomes import WhatIf
 from qipan.scheduler import Moment, Phase, State
 from qipan.scheduler.asks import asks_of
+from qipan.scheduler.conditions import of_storage
+from qipan.stored import facts_of_kind, submitted_plan
 
 Sees = Callable[[str], bool]  # tenant -> whether the caller may know of it
 
@@ -47,6 +49,26 @@ class PoolView:
 
 
 @dataclass(frozen=True, slots=True)
+class StorageLease:
+    """What a task's lease holds of the storage while it has the lease.  Names are empty when it is another tenant's."""
+
+    task_id: str
+    tenant: str
+    space_bytes: int
+    write_bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class StorageView:
+    """Where a board's tasks keep their checkpoints.  0: not counted."""
+
+    storage_id: str
+    space_bytes: int
+    write_bytes_per_s: float
+    leases: tuple[StorageLease, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class BoardView:
     """`tasks`: live ones; where it stands is known when the site file says so."""
 
@@ -57,6 +79,7 @@ class BoardView:
     region: str
     longitude: float | None
     latitude: float | None
+    storages: tuple[StorageView, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,7 +158,7 @@ class Useful:
             known.take(fact_of(body))
         if not known.progress or self._host.store.submission(task_id) is None:
             return None
-        plan = self._host.submitted_plan(task_id)
+        plan = submitted_plan(self._host.store, task_id)
         rates = {point.point_id: point.rate for point in plan.curve.points} if plan.curve else {}
         useful_s = sum(gain / rates.get(point, 1.0) * devices for point, devices, gain in known.gains())
         return min(1.0, useful_s / max(known.device_s(), 1e-9))
@@ -199,7 +222,8 @@ def boards(host: Host, sees: Sees, useful: Useful | None = None) -> list[BoardVi
             children = tuple(str(child.board) for child in spec.children)
             views.append(
                 BoardView(
-                    spec.board, children, tuple(pools), len(state.tasks), spec.region, spec.longitude, spec.latitude
+                    spec.board, children, tuple(pools), len(state.tasks), spec.region, spec.longitude, spec.latitude,
+                    storages(state, sees),
                 )
             )  # fmt: skip
         return views
@@ -215,6 +239,23 @@ def _state_at(host: Host, board: BoardId) -> State:
         if task.place.split("/")[-2:-1] == [board]:
             there.tasks[task_id] = task
     return there
+
+
+def storages(state: State, sees: Sees) -> tuple[StorageView, ...]:
+    found = []
+    for engine, known in sorted(state.engines.items()):
+        if known.room is not None:
+            leases = []
+            for task in state.tasks.at(engine):
+                held, tenant = of_storage(task), task.order.tenant
+                if any(held):
+                    named = (task.task_id, tenant) if sees(tenant) else ("", "")
+                    leases.append(StorageLease(*named, *held))
+            room = known.room
+            found.append(
+                StorageView(room.storage_id, room.space_bytes, room.write_bytes_per_s, tuple(leases))
+            )
+    return tuple(found)
 
 
 def _holders(state: State, chip_class: str, sees: Sees) -> tuple[Holder, ...]:
@@ -303,32 +344,38 @@ def _bound(board: str, after: After | None) -> tuple[float, int]:
 
 
 def cost(host: Host, task_id: str) -> Cost:
-    view = host.task(task_id)
-    usages = {(fact.attempt, fact.usage.board): fact.usage for _, fact in host.progress(task_id)}
-    usages |= {(fact.attempt, fact.usage.board): fact.usage for fact in host.exits(task_id)}
+    if (told := host.queries.above("cost", task_id)) is not None:
+        return msgspec.convert(told, type=Cost)
+    view = host.queries.task(task_id)
+    usages = {
+        (fact.task_id, fact.attempt, fact.usage.board): fact.usage
+        for _, fact in host.queries.progress(task_id)
+    }
+    usages |= {
+        (fact.task_id, fact.attempt, fact.usage.board): fact.usage
+        for fact in charged_once(host.queries.exits(task_id))
+    }
     so_far = make_receipt(
         TaskId(task_id), view.tenant, usages.values(), host.tariff.of, view.state, 0.0, lambda _body: ""
     )
     with host.lock:
         useful = Useful(host).share(task_id)
-    plan = host.submitted_plan(task_id)
-    chosen = next((option for option in plan.options if option.option_id == plan.chosen), plan.options[0])
+    chosen = submitted_plan(host.store, task_id).chosen_options()
     return Cost(
-        task_id, so_far.cost_micro_cny, _hold(host, task_id), chosen.cost_p50_micro_cny, chosen.cost_p90_micro_cny,
-        useful,
+        task_id, so_far.cost_micro_cny, _hold(host, task_id), sum(one.cost_p50_micro_cny for one in chosen),
+        sum(one.cost_p90_micro_cny for one in chosen), useful,
     )  # fmt: skip
 
 
 def _hold(host: Host, task_id: str) -> int:
     """What was set aside when the task was submitted."""
     with host.lock:
-        rows = host.store.facts_of(task_id, ["task_submitted"])
-    holds = [fact.hold_micro_cny for _, _, body in rows if isinstance(fact := fact_of(body), TaskSubmitted)]
-    return holds[0] if holds else 0
+        submitted = facts_of_kind(host.store, host.queries.parts(task_id), TaskSubmitted)
+    return sum({fact.order.task_id: fact.hold_micro_cny for _, fact in submitted}.values())
 
 
 def bill(host: Host, task_id: str) -> BookedTask:
-    receipt, charged = host.bill(task_id), host.charged(task_id)
+    receipt, charged = host.queries.bill(task_id), host.queries.charged(task_id)
     return BookedTask(
         task_id, receipt.tenant, receipt.outcome, receipt.cost_micro_cny, charged, receipt.cost_micro_cny == charged
     )  # fmt: skip
@@ -336,7 +383,7 @@ def bill(host: Host, task_id: str) -> BookedTask:
 
 def people(host: Host) -> list[tuple[str, int, int, int, int]]:
     """(tenant, balance, held for its tasks, live tasks, submitted tasks), in the site file's order."""
-    views = host.tasks()
+    views = host.queries.tasks()
     balances = host.balances()
     found = []
     for tenant in host.site.tenants:

@@ -148,7 +148,7 @@ class Webhooks:
 
     def _is_of(self, task_id: str, tenant: str) -> bool:
         try:
-            return self._host.task(task_id).tenant == tenant
+            return self._host.queries.task(task_id).tenant == tenant
         except NotFound:
             return False
 

@@ -1,10 +1,11 @@
 """A stateful double of a Kubernetes API server, written from the published API conventions and schemas, apart from the
 adapter.  It refuses what the strict published schemas refuse, keeps resourceVersions, answers watches (and 410 for
 versions it has compacted away), applies on its own side with field managers, and admits suspended jobs as Kueue does.
-Its one node runs a pod's command as a process of this machine.  It is not a cluster: the docs say so."""
+Its nodes run a pod's command as a process of this machine.  It is not a cluster: the docs say so."""
 
 import copy
 import json
+import os
 import signal
 import subprocess
 import threading
@@ -16,6 +17,7 @@ import kubernetes_validate
 import yaml
 
 VERSION = "1.31"
+JOB_NAME = "batch.kubernetes.io/job-name"
 
 
 class Refused(Exception):
@@ -25,15 +27,17 @@ class Refused(Exception):
 
 
 class KubernetesDouble:
-    def __init__(self, resource: str = "example.com/sim", devices: int = 4) -> None:
+    def __init__(self, resource: str = "example.com/sim", devices: int = 4, nodes: int = 1) -> None:
         self.resource, self.devices = resource, devices
+        self.node_names = [f"node-{index}" for index in range(nodes)]
+        self.cordoned: set[str] = set()
         self.lock = threading.RLock()
         self.version = 100
         self.oldest = 0  # watches from before here are answered 410
         self.objects: dict[tuple[str, str, str], dict] = {}  # (kind, namespace, name)
         self.events: list[tuple[int, str, str, dict]] = []  # (version, kind, type, object)
         self.managers: dict[tuple[str, str, str], str] = {}
-        self.processes: dict[str, subprocess.Popen] = {}
+        self.processes: dict[tuple[str, int], subprocess.Popen] = {}  # (job, index of the pod)
         self.watches = self.lists = 0
         self.closed = threading.Event()
         double = self
@@ -126,7 +130,7 @@ class KubernetesDouble:
                     if one == kind and namespace in ("", where)
                 ]
                 if kind == "Node":
-                    items = [self._node()]
+                    items = [self._node(name) for name in self.node_names]
                 return 200, {
                     "kind": f"{kind}List",
                     "items": items,
@@ -185,11 +189,19 @@ class KubernetesDouble:
         found["metadata"]["resourceVersion"] = str(self.version)
         self.events.append((self.version, key[0], "DELETED", copy.deepcopy(found)))
         if key[0] == "Job":
-            process = self.processes.get(key[2])
-            if process is not None and process.poll() is None:
-                process.send_signal(signal.SIGTERM)
-            for pod in [one for one in self.objects if one[0] == "Pod" and one[2] == f"{key[2]}-0"]:
+            self._terminate(key[2])
+            of_job = [
+                one
+                for one, pod in self.objects.items()
+                if one[0] == "Pod" and pod["metadata"].get("labels", {}).get(JOB_NAME) == key[2]
+            ]
+            for pod in of_job:
                 self._delete(pod)
+
+    def _terminate(self, job: str) -> None:
+        for (name, _), process in self.processes.items():
+            if name == job and process.poll() is None:
+                process.send_signal(signal.SIGTERM)
 
     def compact(self) -> None:
         """Forget the events so far: a watch from an older version is answered 410."""
@@ -197,9 +209,18 @@ class KubernetesDouble:
             self.version += 1
             self.oldest = self.version
 
-    def _node(self):
+    def cordon(self, name: str) -> None:
+        with self.lock:
+            self.cordoned.add(name)
+
+    def uncordon(self, name: str) -> None:
+        with self.lock:
+            self.cordoned.discard(name)
+
+    def _node(self, name: str):
         return {
-            "kind": "Node", "metadata": {"name": "node-0", "resourceVersion": str(self.version)}, "spec": {},
+            "kind": "Node", "metadata": {"name": name, "resourceVersion": str(self.version)},
+            "spec": {"unschedulable": True} if name in self.cordoned else {},
             "status": {
                 "allocatable": {self.resource: str(self.devices), "cpu": "4"},
                 "conditions": [{"type": "Ready", "status": "True"}],
@@ -212,18 +233,38 @@ class KubernetesDouble:
             asked = {self.resource: str(devices)}
             pod = {
                 "kind": "Pod", "metadata": {"name": name, "namespace": "other"}, "status": {"phase": "Running"},
-                "spec": {"containers": [{"name": "x", "resources": {"requests": asked}}]},
+                "spec": {"containers": [{"name": "x", "resources": {"requests": asked}}], "nodeName": "node-0"},
             }  # fmt: skip
             self._put(("Pod", "other", name), pod, "ADDED")
 
     # ---- the controllers -----------------------------------------------------------------------------------------------
 
-    def _free(self) -> int:
-        used = 0
-        for (kind, _, _), found in self.objects.items():
-            if kind == "Pod" and found["status"]["phase"] in ("Pending", "Running"):
-                used += int(found["spec"]["containers"][0]["resources"]["requests"][self.resource])
-        return self.devices - used
+    def _pods_on(self, node: str) -> list[dict]:
+        return [
+            found
+            for (kind, _, _), found in self.objects.items()
+            if kind == "Pod"
+            and found["status"]["phase"] in ("Pending", "Running")
+            and found["spec"]["nodeName"] == node
+        ]
+
+    def _room_for(self, template: dict, devices: int) -> str | None:
+        """The node on which the scheduler puts a pod: free devices, not cordoned, no pod there that it keeps apart from."""
+        terms = template["spec"].get("affinity", {}).get("podAntiAffinity", {})
+        apart = [
+            term["labelSelector"]["matchLabels"]
+            for term in terms.get("requiredDuringSchedulingIgnoredDuringExecution", [])
+        ]
+        for node in self.node_names:
+            there = self._pods_on(node)
+            used = sum(
+                int(pod["spec"]["containers"][0]["resources"]["requests"][self.resource]) for pod in there
+            )
+            labels = [pod["metadata"].get("labels", {}) for pod in there]
+            near = any(wanted.items() <= has.items() for wanted in apart for has in labels)
+            if node not in self.cordoned and devices <= self.devices - used and not near:
+                return node
+        return None
 
     def _control(self) -> None:
         while not self.closed.wait(0.05):
@@ -233,38 +274,69 @@ class KubernetesDouble:
                         self._reconcile(key, copy.deepcopy(job))
 
     def _reconcile(self, key, job) -> None:
-        name = key[2]
-        container = job["spec"]["template"]["spec"]["containers"][0]
+        name, template = key[2], job["spec"]["template"]
+        container = template["spec"]["containers"][0]
         devices = int(container["resources"]["requests"][self.resource])
-        pod_key = ("Pod", key[1], f"{name}-0")
-        process = self.processes.get(name)
-        if process is None:
-            if devices > self._free():
-                return
-            if job["spec"].get("suspend"):
-                job["spec"]["suspend"] = False  # Kueue admits it
+        count = job["spec"].get("parallelism", 1)
+        if job["spec"].get("suspend"):
+            if devices * count <= sum(self.devices for _ in self.node_names) - sum(
+                int(pod["spec"]["containers"][0]["resources"]["requests"][self.resource])
+                for node in self.node_names
+                for pod in self._pods_on(node)
+            ):
+                job["spec"]["suspend"] = False  # Kueue admits it, all pods or none
                 self._put(key, job, "MODIFIED")
-                return
-            log = open("/dev/null", "wb")  # noqa: SIM115
-            self.processes[name] = subprocess.Popen(
-                container["command"], stdout=log, stderr=log, start_new_session=True
-            )
-            pod = {
-                "kind": "Pod", "metadata": {"name": pod_key[2], "namespace": key[1]}, "status": {"phase": "Running"},
-                "spec": job["spec"]["template"]["spec"],
-            }  # fmt: skip
-            self._put(pod_key, pod, "ADDED")
-            job["status"] = {"active": 1, "ready": 1}
-            self._put(key, job, "MODIFIED")
             return
-        if process.poll() is not None and not job["status"].get("conditions"):
-            condition = {"type": "Complete" if process.returncode == 0 else "Failed", "status": "True"}
-            job["status"] = {"conditions": [condition]}
+        if job["status"].get("conditions"):
+            return
+        for index in range(count):
+            node = None if (name, index) in self.processes else self._room_for(template, devices)
+            if node is not None:
+                self._start_pod(key, job, index, node)
+        processes = [self.processes.get((name, index)) for index in range(count)]
+        codes = [process.poll() for process in processes if process is not None]
+        for index in [index for index in range(count) if processes[index] is not None]:
+            self._pod_ended(("Pod", key[1], f"{name}-{index}"), processes[index].poll())
+        running = codes.count(None)
+        status = {"active": running, "ready": running} if running else {}
+        if any(code not in (None, 0) for code in codes):
+            self._terminate(name)  # backoffLimit 0
+            if not running:
+                status = {"conditions": [{"type": "Failed", "status": "True"}]}
+        elif len(codes) == count and not running:
+            status = {"conditions": [{"type": "Complete", "status": "True"}]}
+        if status != job["status"]:
+            job["status"] = status
             self._put(key, job, "MODIFIED")
-            if pod_key in self.objects:
-                pod = copy.deepcopy(self.objects[pod_key])
-                pod["status"]["phase"] = "Succeeded" if process.returncode == 0 else "Failed"
-                self._put(pod_key, pod, "MODIFIED")
+
+    def _start_pod(self, key, job, index: int, node: str) -> None:
+        template = job["spec"]["template"]
+        container = template["spec"]["containers"][0]
+        fields = {
+            "status.podIP": "127.0.0.1",
+            "metadata.annotations['batch.kubernetes.io/job-completion-index']": str(index),
+        }
+        env = {
+            one["name"]: one["value"] if "value" in one else fields[one["valueFrom"]["fieldRef"]["fieldPath"]]
+            for one in container.get("env", [])
+        }
+        self.processes[key[2], index] = subprocess.Popen(
+            container["command"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True,
+            env={**os.environ, **env},
+        )  # fmt: skip
+        labels = {**template["metadata"].get("labels", {}), JOB_NAME: key[2]}
+        pod = {
+            "kind": "Pod", "metadata": {"name": f"{key[2]}-{index}", "namespace": key[1], "labels": labels},
+            "status": {"phase": "Running"}, "spec": {**template["spec"], "nodeName": node},
+        }  # fmt: skip
+        self._put(("Pod", key[1], f"{key[2]}-{index}"), pod, "ADDED")
+
+    def _pod_ended(self, key, code: int | None) -> None:
+        if code is None or key not in self.objects or self.objects[key]["status"]["phase"] != "Running":
+            return
+        pod = copy.deepcopy(self.objects[key])
+        pod["status"]["phase"] = "Succeeded" if code == 0 else "Failed"
+        self._put(key, pod, "MODIFIED")
 
     def down(self) -> None:
         self.closed.set()

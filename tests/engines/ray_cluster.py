@@ -14,7 +14,11 @@ import httpx
 import psutil
 
 RAY = str(Path(sys.executable).with_name("ray"))
-ENV = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DISABLE_MEMORY_MONITOR": "1"}
+ENV = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DISABLE_MEMORY_MONITOR": "1",
+    "RAY_raylet_start_wait_time_s": "90",
+}
 
 
 class RayCluster:
@@ -39,9 +43,11 @@ class RayCluster:
             limit_s,
             "the head",
         )
-        for index in range(self.nodes):
+        for index in range(
+            self.nodes
+        ):  # one after another: a busy machine starts no two within Ray's own time limit
             self.start_node(index)
-        self._until(lambda: self.total() >= self.nodes * self.devices, min(limit_s, 45), "the nodes")
+            self._until(lambda index=index: self.total() >= (index + 1) * self.devices, 60, "a node")
         return self
 
     def _network(self) -> None:
@@ -64,7 +70,7 @@ class RayCluster:
 
     def start_node(self, index: int) -> None:
         self._start(
-            f"node-{index}", f"--address={self.net}.2:6379", "--num-cpus=4", f"--resources={json.dumps({'sim': self.devices})}",
+            f"node-{index}", f"--address={self.net}.2:6379", "--num-cpus=4", f"--resources={json.dumps({'sim': self.devices, f'mark{index}': 1})}",
         )  # fmt: skip
 
     def _start(self, name: str, *options: str) -> None:
@@ -83,6 +89,45 @@ class RayCluster:
             [*command, "--object-store-memory=80000000", *options], env={**os.environ, **ENV}, stdout=log, stderr=log,
             stdin=subprocess.DEVNULL, start_new_session=True,
         )  # fmt: skip
+
+    def index_of(self, node: str) -> int:
+        """Which of ours a node of Ray's is, by a resource that only it has."""
+        found = httpx.get(f"{self.address}/nodes?view=summary", timeout=5).json()["data"]["summary"]
+        raylet = next(one["raylet"] for one in found if one["raylet"].get("nodeId") == node)
+        return next(index for index in range(self.nodes) if f"mark{index}" in raylet["resourcesTotal"])
+
+    def node_of(self, index: int) -> str:
+        """The id of one of ours while the head takes it for alive, else empty."""
+        found = httpx.get(f"{self.address}/nodes?view=summary", timeout=5).json()["data"]["summary"]
+        alive = [one["raylet"] for one in found if one["raylet"].get("state") == "ALIVE"]
+        return next((one["nodeId"] for one in alive if f"mark{index}" in one["resourcesTotal"]), "")
+
+    def drain(self, node: str) -> None:
+        """What a provider does before it takes a node away."""
+        command = [
+            "ip",
+            "netns",
+            "exec",
+            self.space,
+            RAY,
+            "drain-node",
+            f"--address={self.net}.2:6379",
+            f"--node-id={node}",
+        ]
+        more = [
+            "--reason=DRAIN_NODE_REASON_PREEMPTION",
+            "--reason-message=goes",
+            "--deadline-remaining-seconds=120",
+        ]
+        subprocess.run([*command, *more], check=True, capture_output=True, env={**os.environ, **ENV})
+
+    def again(self, index: int) -> None:
+        """A node that was killed, started anew."""
+        if self.processes[f"node-{index}"].poll() is None:
+            self.kill(f"node-{index}")
+        self._until(lambda: self.total() <= (self.nodes - 1) * self.devices, 60, "the node's end")
+        self.start_node(index)
+        self._until(lambda: self.total() >= self.nodes * self.devices, 60, "the node")
 
     def total(self) -> float:
         """Devices of the nodes that the head sees."""
@@ -106,7 +151,7 @@ class RayCluster:
         jobs = [
             one
             for one in every
-            if one.status() != psutil.STATUS_ZOMBIE and "shim.py" in " ".join(one.cmdline())
+            if one.status() != psutil.STATUS_ZOMBIE and " --hold " in " ".join(one.cmdline())
         ]
         spared = {below.pid for one in jobs for below in [one, *one.children(recursive=True)]}
         for one in every:

@@ -57,6 +57,7 @@ AccountingStoragePort={port}
 AccountingStoragePass={folder}/munge.sock
 AccountingStorageTRES=gres/gpu
 """
+TOKENS = "AuthAltTypes=auth/jwt\nAuthAltParameters=jwt_key={folder}/jwt.key\n"
 SLURMDBD = """AuthType=auth/munge
 AuthInfo=socket={folder}/munge.sock
 DbdHost=localhost
@@ -75,7 +76,8 @@ PidFile={folder}/slurmdbd.pid
 
 
 class SlurmCluster:
-    """`nodes` x `devices` GRES devices of type gpu:sim.  `accounting`: with MariaDB and slurmdbd, so that sacct answers."""
+    """`nodes` x `devices` GRES devices of type gpu:sim.  `accounting`: with MariaDB and slurmdbd, so that sacct answers.  `rest`:
+    with slurmrestd and JSON web tokens."""
 
     engine, resource = "slurm", "gpu:sim"
 
@@ -90,8 +92,10 @@ class SlurmCluster:
         devices: int = 4,
         port: int = 16800,
         accounting: bool = False,
+        rest: bool = False,
     ) -> None:
-        self.accounting = accounting
+        self.accounting, self.rest = accounting, rest
+        self.rest_conf: Path | None = None
         self.sql_data: Path | None = None
         self.folder, self.name, self.nodes, self.devices, self.port = folder, name, nodes, devices, port
         self.conf = folder / "slurm.conf"
@@ -120,6 +124,10 @@ class SlurmCluster:
                 f" RealMemory=16000 Gres=gpu:sim:{self.devices} State=UNKNOWN\n"
             )
             gres.append(f"NodeName={node} Name=gpu Type=sim File={folder}/dev/sim[0-{self.devices - 1}]\n")
+        if self.rest:
+            (folder / "jwt.key").write_bytes(os.urandom(32))
+            (folder / "jwt.key").chmod(0o600)
+            lines[0] = lines[0].replace("StateSave", TOKENS.format(folder=folder) + "StateSave", 1)
         if self.accounting:
             gres_types = lines[0].rfind("GresTypes")
             more = ACCOUNTING.format(port=self.port + 50, folder=folder)
@@ -137,7 +145,47 @@ class SlurmCluster:
         for index in range(self.nodes):
             self.start_node(index)
         self.until_nodes(limit_s)
+        if self.rest:
+            self.start_rest()
         return self
+
+    def rest_options(self) -> dict[str, str]:
+        """`engine_options` that ask slurmrestd in place of commands: without SLURM_CONF, munge is not reached either."""
+        return {"rest": f"http://127.0.0.1:{self.port + 70}", "token_file": str(self.folder / "token")}
+
+    def start_rest(self) -> None:
+        """slurmrestd runs as nobody, which is refused nothing but this test's folders: it has its configuration elsewhere."""
+        if self.rest_conf is None:
+            self.rest_conf = Path(tempfile.mkdtemp(prefix="qipan-rest-"))
+            self.rest_conf.chmod(0o755)
+            shutil.copy(self.conf, self.rest_conf / "slurm.conf")
+        conf = str(self.rest_conf / "slurm.conf")
+        nobody = [
+            "setpriv",
+            "--reuid=nobody",
+            "--regid=nogroup",
+            "--clear-groups",
+            "env",
+            "SLURM_JWT=daemon",
+            f"SLURM_CONF={conf}",
+        ]
+        serve = [
+            "slurmrestd",
+            "-f",
+            conf,
+            "-a",
+            "rest_auth/jwt",
+            "-s",
+            "openapi/v0.0.38",
+            f"127.0.0.1:{self.port + 70}",
+        ]
+        self.start("slurmrestd", *nobody, *serve)
+        self._until(lambda: self._listens(self.port + 70), 30, "slurmrestd")
+        self.new_token()
+
+    def new_token(self) -> None:
+        said = self.run("scontrol", "token", "lifespan=36000", "username=root").strip()
+        (self.folder / "token").write_text(said.removeprefix("SLURM_JWT="))
 
     def _start_accounting(self) -> None:
         """A private MariaDB, and slurmdbd over it."""
@@ -191,6 +239,14 @@ class SlurmCluster:
     def start_controller(self) -> None:
         self.start("slurmctld", "/usr/sbin/slurmctld", "-D", "-f", str(self.conf))
 
+    def until_saved(self) -> None:
+        """The controller has written what it knows by now, some seconds later than it knows it: one that is killed before would give a
+        job's number again."""
+        began_s, state = time.time(), self.folder / "state" / "job_state"
+        for job in self.run("squeue", "-h", "-o", "%i").split():
+            self.run("scontrol", "update", f"jobid={job}", "comment=to be saved")
+        self._until(lambda: state.stat().st_mtime > began_s, 60, "the saved state")
+
     def start_node(self, index: int) -> None:
         node = f"{self.name}n{index}"
         self.start(f"slurmd-{index}", "/usr/sbin/slurmd", "-D", "-N", node, "-f", str(self.conf))
@@ -207,13 +263,21 @@ class SlurmCluster:
         return done.stdout
 
     def until_idle(self) -> None:
-        """No job of anybody runs or waits."""
-        self._until(lambda: not self.run("squeue", "-h").strip(), 60, "an idle cluster")
+        """No job of anybody runs or waits, as the controller says."""
+        self._until(self._idle, 60, "an idle cluster")
+
+    def end_jobs(self) -> None:
+        """All, also those that a controller has back which was killed and goes on from what it had saved some seconds earlier."""
+        self._until(lambda: self._idle() or self.run("scancel", "--user=root"), 60, "an idle cluster")
+
+    def _idle(self) -> bool:
+        done = subprocess.run(["squeue", "-h"], capture_output=True, timeout=60, env=self.environment())
+        return done.returncode == 0 and not done.stdout.strip()
 
     def until_nodes(self, limit_s: float = 60.0) -> None:
-        """All nodes are idle."""
-        idle = ("sinfo", "-h", "-N", "-t", "idle", "-o", "%N")
-        self._until(lambda: len(self.run(*idle).split()) >= self.nodes, limit_s, "nodes")
+        """All nodes are idle, and answer: one that does not is `idle*`."""
+        states = ("sinfo", "-h", "-N", "-o", "%T")
+        self._until(lambda: self.run(*states).split().count("idle") >= self.nodes, limit_s, "nodes")
 
     def processes_of(self, hold: str) -> list[psutil.Process]:
         """Everything that runs below a job's supervisor, and its step daemon: what dies with a machine."""
@@ -236,8 +300,9 @@ class SlurmCluster:
                 process.kill()
                 process.wait()
         shutil.rmtree(self.folder / "dev", ignore_errors=True)
-        if self.sql_data is not None:
-            shutil.rmtree(self.sql_data)
+        for elsewhere in (self.sql_data, self.rest_conf):
+            if elsewhere is not None:
+                shutil.rmtree(elsewhere)
 
     def _until(self, done, limit_s: float, what: str) -> None:
         end_s = time.monotonic() + limit_s

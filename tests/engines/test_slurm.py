@@ -4,7 +4,7 @@ import random
 import time
 
 import pytest
-from driven import CHIP, WAIT, Bench
+from driven import CHIP, WAIT, Bench, a_gang_trains_on_two_nodes_and_goes_on_on_one
 from slurm_cluster import SlurmCluster
 
 from qipan.curves import Need
@@ -44,6 +44,11 @@ def test_a_gang_over_two_nodes_runs_once_on_each(bench):
     assert len({line.split()[5] for line in lines}) == 2
 
 
+@pytest.mark.endurance
+def test_a_gang_of_the_trainer_lies_on_two_nodes_and_goes_on_on_one(bench):
+    a_gang_trains_on_two_nodes_and_goes_on_on_one(bench)
+
+
 def test_park_resize_and_cancel(bench):
     bench.start(WAIT, devices=2)
     bench.until(TaskStarted)
@@ -78,9 +83,33 @@ def test_an_engine_that_was_started_again_goes_on_with_its_jobs(bench):
 def test_a_job_that_was_cancelled_by_hand_is_parked(bench, cluster):
     bench.start(WAIT)
     bench.until(TaskStarted)
-    name = bench.engine._held["t"].hold
+    name = bench.engine.journal.held["t"].hold
     cluster.run("scancel", f"--name={name}")
     assert bench.until(TaskExited).outcome == "parked"
+
+
+def test_a_node_that_the_site_drains_gives_its_tasks_back_and_gets_no_others(bench, cluster):
+    bench.start(WAIT, devices=3)
+    bench.until(TaskStarted)
+    node = cluster.run("squeue", "-h", "-o", "%N").strip()
+    cluster.run("scontrol", "update", f"nodename={node}", "state=drain", "reason=repair")
+    try:
+        exited = bench.until(TaskExited)
+        assert (exited.outcome, exited.why) == ("parked", f"Slurm drains {node} (repair)")
+        bench.start("echo on $SLURMD_NODENAME", devices=4, task="next")
+        assert bench.until(TaskExited, task_id="next").outcome == "done"
+        assert f"on {node}" not in bench.log("next")
+        bench.reserve("true", devices=5, task="more")
+        assert f"Slurm drains {node} (repair)" in bench.until(LeaseRefused, task_id="more").why
+    finally:
+        cluster.run("scontrol", "update", f"nodename={node}", "state=resume")
+        cluster.until_nodes()
+
+
+def test_devices_that_would_fit_on_one_node_lie_on_two_where_the_task_says_so(bench):
+    bench.start("echo on $SLURMD_NODENAME", devices=2, per_node=1)
+    assert bench.until(TaskExited).outcome == "done"
+    assert len({line for line in bench.log().splitlines() if line.startswith("on ")}) == 2
 
 
 NOTICE_S = 60.0
@@ -106,7 +135,7 @@ def own_job_starts_s(bench, cluster, rng: random.Random, task: str) -> float:
     for number in range(2):
         bench.stop(park=False, task=f"{task}-{number}")
     cluster.run("scancel", own, held)
-    bench.poll_until(lambda: not bench.engine._held)
+    bench.poll_until(lambda: not bench.engine.journal.held)
     cluster.until_idle()
     return waited_s
 
@@ -128,14 +157,18 @@ def test_the_owners_job_starts_within_the_notice_in_20_of_20_tries(bench, cluste
 
 
 def test_a_task_goes_on_when_slurmctld_is_gone(bench, cluster):
-    bench.start("sleep 6; echo whole")
+    bench.start(f"until [ -e {bench.folder}/gone ]; do sleep 0.1; done; sleep 2; echo whole")
     bench.until(TaskStarted)
+    cluster.until_saved()
     cluster.kill("slurmctld")
+    (bench.folder / "gone").touch()
     try:
         assert bench.until(TaskExited).outcome == "done"
         assert "whole" in bench.log()
     finally:
         cluster.start_controller()
+        cluster.end_jobs()
+        cluster.until_nodes()
 
 
 def test_a_lease_that_is_not_renewed_ends_its_job(bench, cluster):
@@ -153,7 +186,7 @@ def test_a_lost_node_loses_the_attempt_once_its_lease_is_over(bench, cluster):
     node = cluster.run("squeue", "-h", "-o", "%N").strip()
     index = int(node[-1])
     cluster.kill(f"slurmd-{index}")
-    for process in cluster.processes_of(bench.engine._held["t"].hold):
+    for process in cluster.processes_of(bench.engine.journal.held["t"].hold):
         process.kill()
     try:
         assert bench.until(TaskExited, limit_s=60).outcome == "lost"

@@ -22,7 +22,7 @@ def test_slurm_is_the_version_that_the_docs_name():
         pytest.skip("Slurm is not installed, so its tests do not run here")
     version = subprocess.run(["slurmctld", "-V"], capture_output=True, text=True).stdout.split()[1]
     assert f"Slurm {'.'.join(version.split('.')[:2])})" in ROWS["slurm"]
-    assert all(shutil.which(name) for name in ("slurmctld", "slurmd", "slurmdbd", "sacct"))
+    assert all(shutil.which(name) for name in ("slurmctld", "slurmd", "slurmdbd", "sacct", "slurmrestd"))
 
 
 def test_ray_is_the_version_that_the_docs_name():

@@ -1,14 +1,16 @@
 """A wide-area network on one machine: one namespace a host, one tun device in each, this process between them with delay, rate and
 cuts.  This kernel has no netem.  Run as root:  python wan.py PREFIX COUNT CONTROL.json
 
-CONTROL: {"0>1": {"latency_s": 0.02, "bytes_per_s": 125e6, "up": true}, ...}, read again when it changes; a direction that is not named
-has the defaults.  Host i has the address 10.77.i.2.  Ends, and takes its namespaces away, when standard input closes."""
+CONTROL: {"0>1": {"latency_s": 0.02, "bytes_per_s": 125e6, "up": true, "jitter_s": 0.0, "twice": 0.0}, ...}, read again when it changes;
+a direction that is not named has the defaults.  `jitter_s`: at most so much later, each packet for itself, so that they overtake each
+other; `twice`: the share of packets that comes two times.  Host i has the address 10.77.i.2.  Ends, and takes its namespaces away, when standard input closes."""
 
 import ctypes
 import fcntl
 import heapq
 import json
 import os
+import random
 import select
 import struct
 import subprocess
@@ -17,7 +19,7 @@ import time
 
 TUNSETIFF, IFF_TUN, IFF_NO_PI, CLONE_NEWNET = 0x400454CA, 0x0001, 0x1000, 0x40000000
 QUEUE_S_MAX = 2.0  # a packet that would wait longer is dropped
-DEFAULT = {"latency_s": 0.02, "bytes_per_s": 125e6, "up": True}
+DEFAULT = {"latency_s": 0.02, "bytes_per_s": 125e6, "up": True, "jitter_s": 0.0, "twice": 0.0}
 
 
 def main() -> None:
@@ -64,7 +66,7 @@ def forward(tuns: list[int], control: str) -> None:
     read_ns, looked_s = 0, 0.0
     free_s: dict[tuple[int, int], float] = {}  # when a direction's line is free again
     late: list[tuple[float, int, int, bytes]] = []
-    number = 0
+    number, chance = 0, random.Random(1)
     while True:
         now_s = time.monotonic()
         if now_s > looked_s + 0.05:
@@ -97,8 +99,10 @@ def forward(tuns: list[int], control: str) -> None:
                 if not way["up"] or begin_s > now_s + QUEUE_S_MAX:
                     continue
                 free_s[source, target] = end_s = begin_s + len(packet) / way["bytes_per_s"]
-                number += 1
-                heapq.heappush(late, (end_s + way["latency_s"], number, target, packet))
+                for _ in range(2 if chance.random() < way["twice"] else 1):
+                    number += 1
+                    at_s = end_s + way["latency_s"] + chance.random() * way["jitter_s"]
+                    heapq.heappush(late, (at_s, number, target, packet))
 
 
 if __name__ == "__main__":

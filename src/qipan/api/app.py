@@ -1,92 +1,67 @@
 """The routes.  Each answers what its shape says; every refusal is a problem (`problem.py`)."""
 
-import socket
-import threading
-from collections.abc import Callable, Sequence
-from dataclasses import replace
 from functools import cache
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import uvicorn
-from fastapi import APIRouter, Depends, FastAPI, Header, Query, Request
+from fastapi import APIRouter, FastAPI, Header, Query
 from fastapi import Path as InPath
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response
 from starlette.concurrency import run_in_threadpool
 
 from qipan import __version__, money, views
 from qipan.api import shapes
-from qipan.api.follow import Followed
-from qipan.api.gate import CALLER, Caller, Gate, Rate, tenant_token
+from qipan.api.gate import Gate, Rate, Who, tenant_token
+from qipan.api.login import REFRESHES, TRIES, about_login, about_users
 from qipan.api.problem import KINDS, Problem, describe_problems, handle_errors, name_of
-from qipan.api.shapes import Answer, Submission, page, read_cursor, read_submission, write_cursor
+from qipan.api.shapes import LIMIT, Answer, Cursor, Limit, page, read_cursor, write_cursor
+from qipan.api.tasks import BODY, Body, about_tasks, own_task, task_page, visible
 from qipan.catalogue import site_catalogue
-from qipan.errors import InvalidInput, NotAllowed, NotFound
-from qipan.host import Host, TaskView
+from qipan.errors import NotAllowed, NotFound
+from qipan.host import Host
 from qipan.journal.exchange import Placed
 from qipan.ledger.auditor import Audit
+from qipan.login import People, Signer
 from qipan.market import Bid
+from qipan.metrics import Metrics
 from qipan.outbound import URL_CHARACTERS_MAX
 from qipan.outcomes import WhatIf
 from qipan.planner import Plan
 from qipan.quantities import parse_money_micro_cny
 from qipan.statements import Statement
 from qipan.webhooks import Webhooks
-from qipan.workload import Task
-from qipan.workload.files import read_text
-from qipan.workload.imports import Directive
 
-LIMIT, LIMIT_MAX = 200, 1000
 ERRORS: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem} for status in (400, 401, 402, 403, 404, 413, 422, 429, 500)
 }
-BODY = {
-    "requestBody": {
-        "required": True,
-        "content": {"application/json": {"schema": {
-            "type": "object", "required": ["text"], "additionalProperties": False,
-            "properties": {
-                "text": {"type": "string", "description": "the task file, Qipan's or another tool's"},
-                "file": {"type": "string", "default": "task.yaml", "description": "its name, for messages"},
-                "workdir": {"type": "string", "default": "", "description": "where its relative paths begin"},
-                "key": {"type": ["string", "null"], "default": None, "description": "the same key submits once"},
-            },
-        }}},
-    }
-}  # fmt: skip
-
-TaskName = Annotated[str, InPath(max_length=100)]
-Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX)]
-Cursor = Annotated[str | None, Query(max_length=300)]
 Product = Annotated[str, Query(max_length=200)]
-After = Annotated[int, Query(ge=0, le=2**53)]
 
 
-def caller_of(request: Request) -> Caller:
-    found: Caller = request.scope[CALLER]
-    return found
-
-
-async def submission_of(request: Request) -> Submission:
-    return read_submission(await request.body())
-
-
-Who = Annotated[Caller, Depends(caller_of)]
-Body = Annotated[Submission, Depends(submission_of)]
-
-
-def make_app(host: Host, token: str, rate: Rate | None = None) -> FastAPI:
+def make_app(
+    host: Host,
+    token: str,
+    rate: Rate | None = None,
+    people: People | None = None,
+    metrics: Metrics | None = None,
+) -> FastAPI:
+    people = people or People(host, Signer(host.folder / "login.key", host.audience))
     api = FastAPI(
         title="Qipan", version=__version__, docs_url=None, redoc_url=None, openapi_url="/v1/openapi.json",
+        redirect_slashes=False,  # a redirect's answer is no problem document
         description="Tasks, boards, prices and money. Errors are problem details whose `code` is the command line's exit code.",
     )  # fmt: skip
     handle_errors(api)
+    tries = Rate(*TRIES)
     api.include_router(about_tasks(host), prefix="/v1/tasks", tags=["tasks"], responses=ERRORS)
     api.include_router(about_supply(host), prefix="/v1", tags=["supply"], responses=ERRORS)
     api.include_router(about_money(host, token), prefix="/v1", tags=["money"], responses=ERRORS)
     api.include_router(about_webhooks(host), prefix="/v1/webhooks", tags=["webhooks"], responses=ERRORS)
     api.include_router(about_market(host), prefix="/v1/market", tags=["market"], responses=ERRORS)
-    api.add_middleware(Gate, token=token, rate=rate or Rate())
+    api.include_router(
+        about_login(people, tries, Rate(*REFRESHES)), prefix="/v1", tags=["login"], responses=ERRORS
+    )
+    api.include_router(about_users(people, tries), prefix="/v1", tags=["login"], responses=ERRORS)
+    api.include_router(about_metrics(metrics or Metrics(host)), tags=["metrics"], responses=ERRORS)
+    api.add_middleware(Gate, token=token, rate=rate or Rate(), bearer=people.bearer)
     plain = api.openapi
 
     def openapi() -> dict[str, Any]:
@@ -99,87 +74,18 @@ def make_app(host: Host, token: str, rate: Rate | None = None) -> FastAPI:
     return api
 
 
-def about_tasks(host: Host) -> APIRouter:
-    routes, followed = APIRouter(), Followed(host)
+def about_metrics(metrics: Metrics) -> APIRouter:
+    routes = APIRouter()
 
-    @routes.get("", response_model=shapes.Tasks)
-    def tasks(
-        who: Who,
-        limit: Limit = LIMIT,
-        cursor: Cursor = None,
-        state: Annotated[str, Query(max_length=40)] = "",
-        newest_first: bool = False,
-    ) -> Answer:
-        ids = host.task_ids()
-        found, after = task_page(host, who, ids[::-1] if newest_first else ids, limit, cursor, state)
-        return Answer({"tasks": found, "next": after})
-
-    @routes.post("", status_code=201, response_model=shapes.Submitted, openapi_extra=BODY)
-    async def submit(
-        who: Who, body: Body, idempotency_key: Annotated[str | None, Header(max_length=200)] = None
-    ) -> Answer:
-        task, directives = await run_in_threadpool(own_task, host, who, body)
-        key = one_key(who, body.key, idempotency_key)
-        task_id, chosen = await run_in_threadpool(host.submit, task, key)
-        return Answer({"task_id": task_id, "plan": chosen, "directives": directives}, 201)
-
-    @routes.get("/{task_id}", response_model=TaskView)
-    def task(who: Who, task_id: TaskName) -> Answer:
-        return Answer(seen(host, who, task_id))
-
-    @routes.get("/{task_id}/plan", response_model=Plan)
-    def submitted_plan(who: Who, task_id: TaskName) -> Answer:
-        return Answer(host.submitted_plan(seen(host, who, task_id).task_id))
-
-    @routes.get("/{task_id}/why", response_model=shapes.Why)
-    def why(who: Who, task_id: TaskName) -> Answer:
-        return Answer(host.why(seen(host, who, task_id).task_id))
-
-    @routes.get("/{task_id}/logs", response_model=shapes.Logs)
-    def logs(who: Who, task_id: TaskName, after: After = 0) -> Answer:
-        return Answer(host.logs(seen(host, who, task_id).task_id, after))
-
-    @routes.get("/{task_id}/events", response_model=shapes.Events)
-    def events(who: Who, task_id: TaskName, after: After = 0) -> Answer:
-        return Answer({"events": host.events(seen(host, who, task_id).task_id, after)})
-
-    @routes.get("/{task_id}/stream", response_class=StreamingResponse,
-                responses={200: {"content": {"text/event-stream": {}}}})  # fmt: skip
-    async def stream(
-        who: Who, task_id: TaskName, after: After = 0, last_event_id: Annotated[str, Header(max_length=20)] = ""
-    ) -> StreamingResponse:  # fmt: skip
-        """Server-sent events until the task is over: `fact` (its id can be resumed from), `logs`, `task`."""
-        name = (await run_in_threadpool(seen, host, who, task_id)).task_id
-        first = int(last_event_id) if last_event_id.isascii() and last_event_id.isdigit() else after
-        return StreamingResponse(
-            followed.follow(name, min(first, 2**53)), media_type="text/event-stream", headers={"cache-control": "no-store"}
-        )  # fmt: skip
-
-    @routes.post("/{task_id}/cancel", response_model=shapes.Cancelled)
-    def cancel(who: Who, task_id: TaskName) -> Answer:
-        host.cancel(seen(host, who, task_id).task_id, who.tenant or "the user")
-        return Answer({"task_id": task_id})
-
-    @routes.post("/{task_id}/budget", response_model=shapes.Budget)
-    def budget(who: Who, task_id: TaskName, max_cost: Annotated[str, Query(max_length=40)]) -> Answer:
-        """A task that was parked because its budget was spent goes on."""
-        micro = parse_money_micro_cny(max_cost)
-        host.raise_budget(seen(host, who, task_id).task_id, micro, who.tenant or "the user")
-        return Answer({"task_id": task_id, "budget_micro_cny": micro})
-
-    @routes.get("/{task_id}/bill", response_model=shapes.Bill)
-    def bill(who: Who, task_id: TaskName) -> Answer:
-        name = seen(host, who, task_id).task_id
-        return Answer({"receipt": host.bill(name), "charged_micro_cny": host.charged(name)})
-
-    @routes.get("/{task_id}/bill/explained", response_model=money.Explained)
-    def explained(who: Who, task_id: TaskName) -> Answer:
-        """The bill against the plan that was shown: parts that sum to the difference."""
-        return Answer(money.explained(host, seen(host, who, task_id).task_id))
-
-    @routes.get("/{task_id}/cost", response_model=views.Cost)
-    def cost(who: Who, task_id: TaskName) -> Answer:
-        return Answer(views.cost(host, seen(host, who, task_id).task_id))
+    @routes.get("/metrics", response_class=Response, responses={200: {"content": {"text/plain": {}}}})
+    def scrape(
+        who: Who, accept: Annotated[str, Header(max_length=500)] = "", by_tenant: bool = False
+    ) -> Response:
+        """For Prometheus.  Of all boards here, so for callers of all tenants; `by_tenant` adds their balances."""
+        if who.tenant:
+            raise NotAllowed(f"the token is {who.tenant}'s; metrics are of everyone: use an operator's or a viewer's of all")  # fmt: skip
+        body, media = metrics.scrape(accept, by_tenant)
+        return Response(body, headers={"content-type": media, "cache-control": "no-store"})
 
     return routes
 
@@ -194,7 +100,7 @@ def about_supply(host: Host) -> APIRouter:
     @routes.post("/plan", response_model=Plan, openapi_extra=BODY)
     async def plan(who: Who, body: Body) -> Answer:
         task, _ = await run_in_threadpool(own_task, host, who, body)
-        return Answer(await run_in_threadpool(host.plan, task))
+        return Answer(await run_in_threadpool(host.intake.plan, task))
 
     @routes.get("/boards", response_model=shapes.Boards)
     def boards(who: Who) -> Answer:
@@ -217,7 +123,9 @@ def about_supply(host: Host) -> APIRouter:
         return Answer({"decisions": found, "next": write_cursor(after) if after else None})
 
     @routes.get("/whatif", response_model=WhatIf)
-    def whatif(who: Who, policy: Annotated[str, Query(max_length=40)] = "rigid") -> Answer:
+    def whatif(
+        who: Who, policy: Annotated[str, Query(max_length=40, pattern="^[a-z][a-z0-9_-]*$")] = "rigid"
+    ) -> Answer:
         """What was submitted, tried again on the twin under another policy, beside the same under the one as it was.
         For the operator: it is about everyone's tasks."""
         if who.tenant:
@@ -277,7 +185,7 @@ def about_money(host: Host, token: str) -> APIRouter:
     @routes.get("/bills", response_model=shapes.Bills)
     def bills(who: Who, limit: Limit = LIMIT, cursor: Cursor = None) -> Answer:
         """Newest first."""
-        found, after = task_page(host, who, host.task_ids()[::-1], limit, cursor)
+        found, after = task_page(host, who, host.queries.task_ids()[::-1], limit, cursor)
         return Answer({"bills": [views.bill(host, view.task_id) for view in found], "next": after})
 
     @routes.get("/people", response_model=shapes.People)
@@ -370,70 +278,6 @@ def about_webhooks(host: Host) -> APIRouter:
     return routes
 
 
-def seen(host: Host, who: Caller, task_id: str) -> TaskView:
-    """The task, when the caller may know of it.  A foreign tenant's is as absent as one that never was."""
-    try:
-        view = host.task(task_id)
-    except NotFound:
-        view = None
-    if view is None or not who.sees(view.tenant):
-        latest, _ = task_page(host, who, host.task_ids()[::-1], 5, None)
-        known = ", ".join(other.task_id for other in reversed(latest)) or "none"
-        raise NotFound(f"no task {task_id!r}; the latest are: {known}")
-    return view
-
-
-def task_page(
-    host: Host, who: Caller, ids: Sequence[str], limit: int, cursor: str | None, state: str = ""
-) -> tuple[list[TaskView], str | None]:
-    """The first `limit` tasks after the cursor that the caller may see; no more tasks are read than it takes."""
-    start = 0
-    if cursor is not None:
-        last = read_cursor(cursor, str)
-        if last not in ids:
-            raise InvalidInput(f"cursor {cursor[:80]!r} names nothing in this list; begin without one")
-        start = ids.index(last) + 1
-    found: list[TaskView] = []
-    for task_id in ids[start:]:
-        view = host.task(task_id)
-        if who.sees(view.tenant) and state in ("", view.state):
-            if len(found) == limit:
-                return found, write_cursor(found[-1].task_id)
-            found.append(view)
-    return found, None
-
-
-def own_task(host: Host, who: Caller, body: Submission) -> tuple[Task, list[Directive]]:
-    """The submitted task, its tenant taken from the token.  Raises NotAllowed when the file names another's."""
-    task, directives = read_text(body.text, body.file, body.workdir)
-    if not who.tenant:
-        return task, directives
-    if task.tenant not in ("", who.tenant):
-        raise NotAllowed(
-            f"the token is {who.tenant}'s, the task says tenant {task.tenant}; leave `tenant` out"
-        )
-    return replace(task, tenant=who.tenant), directives
-
-
-def one_key(who: Caller, in_body: str | None, in_header: str | None) -> str | None:
-    """The idempotency key; a tenant's keys are its own.  Raises InvalidInput."""
-    given = {key for key in (in_body, in_header) if key is not None}
-    if len(given) > 1:
-        raise InvalidInput("the body's key and the header Idempotency-Key differ; give one")
-    if not given:
-        return None
-    key = given.pop()
-    shapes.check_key(key)
-    return f"{who.tenant}/{key}" if who.tenant else key
-
-
-def visible(host: Host, who: Caller) -> Callable[[str], bool]:
-    if not who.tenant:
-        return lambda _task_id: True
-    own = {view.task_id for view in host.tasks() if who.sees(view.tenant)}
-    return own.__contains__
-
-
 @cache
 def chip_views() -> list[shapes.ChipView]:
     return [
@@ -444,27 +288,3 @@ def chip_views() -> list[shapes.ChipView]:
         )
         for _, chip in sorted(site_catalogue().chips.items())
     ]  # fmt: skip
-
-
-class Server:
-    """Serves a host on `path` in a thread of its own."""
-
-    def __init__(self, host: Host, path: Path, token: str) -> None:
-        path.unlink(missing_ok=True)
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self._socket.bind(str(path))
-        path.chmod(0o600)
-        self._socket.listen(2048)  # from now on a caller waits instead of being refused
-        config = uvicorn.Config(
-            make_app(host, token), log_level="warning", lifespan="off", timeout_graceful_shutdown=2
-        )
-        self._server = uvicorn.Server(config)
-        self._thread = threading.Thread(target=self._server.run, args=([self._socket],), daemon=True)
-
-    def start(self) -> None:
-        self._thread.start()
-
-    def stop(self) -> None:
-        self._server.should_exit = True
-        self._thread.join(5)
-        self._socket.close()

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 from starlette.concurrency import run_in_threadpool
 
-from qipan.host import Host
+from qipan.queries import Queries
 from qipan.shared import Shared, Watch
 
 FOLLOW_S = 0.5
@@ -15,8 +15,8 @@ OVER = ("done", "failed", "cancelled")
 
 
 class Followed:
-    def __init__(self, host: Host) -> None:
-        self._host = host
+    def __init__(self, queries: Queries) -> None:
+        self._queries = queries
         self._shared = Shared(FOLLOW_S / 2)
         self._watches: dict[str, Watch] = {}
 
@@ -63,19 +63,19 @@ class Followed:
 
     def _look(self, task_id: str) -> Any:
         """What tells whether anything is new."""
-        return self._host.task(task_id), self._host.newest_fact(task_id), self._host.log_bytes(task_id)
+        return self._queries.task(task_id), self._queries.news(task_id)
 
     def _view(self, task_id: str) -> Any:
-        view = self._host.task(task_id)
+        view = self._queries.task(task_id)
         return view, sent("task", view)
 
     def _events(self, task_id: str, after: int) -> Any:
-        events = self._host.events(task_id, after)
+        events = self._queries.events(task_id, after)
         seen = events[-1]["fact_id"] if events else after
         return events, seen, b"".join(sent("fact", event, event["fact_id"]) for event in events)
 
     def _logs(self, task_id: str, printed: int) -> Any:
-        logs = self._host.logs(task_id, printed)
+        logs = self._queries.logs(task_id, printed)
         return logs, sent("logs", logs)
 
 

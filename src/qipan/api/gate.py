@@ -4,18 +4,24 @@ import hashlib
 import hmac
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Annotated
 
+from fastapi import Depends, Request
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from qipan.api.problem import problem
 from qipan.errors import InvalidInput, NotAllowed, OverLimit
+from qipan.login.roles import allows
+from qipan.login.tokens import Bearer
 
 BODY_BYTES_MAX = 2 << 20
 QUERY_BYTES_MAX = 4096
 CALLER = "qipan.caller"
-#: requests a second on the long run, and how many at once; one budget for each tenant, one for the operator
+#: requests a second on the long run, and how many at once; one budget for each tenant, for each
+#: address without a token, and one for the operator
 TENANT_RATE, OPERATOR_RATE = (100.0, 400.0), (2000.0, 8000.0)
 TENANTS_MAX = 10_000
 
@@ -43,14 +49,45 @@ class Rate:
         return 0.0
 
 
+class TooMany(OverLimit):
+    """`wait_s`: when it may be tried again."""
+
+    status = 429
+
+    def __init__(self, message: str, wait_s: float) -> None:
+        super().__init__(message)
+        self.wait_s = wait_s
+
+
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`tenant` "": the operator, who sees every tenant's tasks."""
+    """`tenant` "": of none, who sees every tenant's tasks.  `user` "": nobody logged in, the store's own token was shown.
+    `issuer` "": a user of this host, else the OpenID provider that vouched."""
 
     tenant: str = ""
+    role: str = "operator"
+    user: str = ""
+    issuer: str = ""
 
     def sees(self, tenant: str) -> bool:
         return self.tenant in ("", tenant)
+
+    @property
+    def name(self) -> str:
+        """As logs and reasons say it."""
+        return self.user or self.tenant or "the user"
+
+
+def caller_of(request: Request) -> Caller:
+    found: Caller = request.scope[CALLER]
+    return found
+
+
+Who = Annotated[Caller, Depends(caller_of)]
+#: who has no token yet comes here for one
+OPEN = {("GET", "/v1/login"), ("HEAD", "/v1/login"), ("POST", "/v1/login"), ("POST", "/v1/login/oidc"),
+        ("POST", "/v1/login/refresh"), ("POST", "/v1/logout")}  # fmt: skip
+NOBODY = Caller("?", "nobody")
 
 
 def tenant_token(token: str, tenant: str) -> str:
@@ -59,23 +96,30 @@ def tenant_token(token: str, tenant: str) -> str:
 
 
 class Gate:
-    """Lets through whoever carries a token, counts what they send, and writes the `Caller` into the scope."""
+    """Lets through whoever carries a token and has a role that may do it, counts what they send, and writes the `Caller` into
+    the scope.  `bearer` tells whom an access token stands for.  Raises InvalidInput when `token` is empty: nothing would open it."""
 
-    def __init__(self, app: ASGIApp, token: str, rate: Rate) -> None:
-        self.app, self.token, self.rate = app, token, rate
+    def __init__(self, app: ASGIApp, token: str, rate: Rate, bearer: Callable[[str], Bearer]) -> None:
+        if not token:
+            raise InvalidInput("the operator's token is empty; `qipan up` makes one")
+        self.app, self.token, self.rate, self.bearer = app, token, rate, bearer
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return
         headers: list[tuple[bytes, bytes]] = scope["headers"]
         given = [value for name, value in headers if name == b"authorization"]
-        caller = self._caller(given[0]) if len(given) == 1 else None
         lengths = [value for name, value in headers if name == b"content-length"]
-        if caller is None:
-            refused = problem(
-                NotAllowed("no or wrong token; send the content of the store's `token` file"), 401
-            )
-        elif (wait_s := self.rate.wait_s(caller.tenant, time.monotonic())) > 0:
+        try:
+            caller = self._caller(scope, given)
+        except NotAllowed as error:
+            await problem(error, 401)(scope, receive, send)
+            return
+        address = (scope.get("client") or ("this machine",))[0]
+        bucket = caller.tenant if caller is not NOBODY else f"? {address}"
+        if caller is not NOBODY and not allows(caller.role, scope["method"], scope["path"]):
+            refused = problem(NotAllowed(f"{caller.name} has the role {caller.role}, which may not {scope['method']} {scope['path'][:200]}"))  # fmt: skip
+        elif (wait_s := self.rate.wait_s(bucket, time.monotonic())) > 0:
             refused = problem(
                 OverLimit(f"too many requests; wait {wait_s:.3f} s, or ask for more at a time"), 429
             )
@@ -105,13 +149,18 @@ class Gate:
 
         await self.app(scope, counted, send)
 
-    def _caller(self, header: bytes) -> Caller | None:
-        kind, _, given = header.partition(b" ")
-        if kind.lower() != b"bearer":
-            return None
-        if hmac.compare_digest(given, self.token.encode()):
-            return Caller()
-        tenant = given.rpartition(b":")[0].decode(errors="replace")
-        if tenant and hmac.compare_digest(given, tenant_token(self.token, tenant).encode()):
-            return Caller(tenant)
-        return None
+    def _caller(self, scope: Scope, given: list[bytes]) -> Caller:
+        """Raises NotAllowed."""
+        if (scope["method"], scope["path"]) in OPEN:
+            return NOBODY
+        kind, _, token = given[0].partition(b" ") if len(given) == 1 else (b"", b"", b"")
+        if kind.lower() == b"bearer":
+            if hmac.compare_digest(token, self.token.encode()):
+                return Caller()
+            tenant = token.rpartition(b":")[0].decode(errors="replace")
+            if tenant and hmac.compare_digest(token, tenant_token(self.token, tenant).encode()):
+                return Caller(tenant, "user")
+            if token.count(b".") == 2 and token.isascii():
+                who = self.bearer(token.decode())
+                return Caller(who.tenant, who.role, who.user, who.issuer)
+        raise NotAllowed("no or wrong token; log in with `qipan login`, or send the content of the store's `token` file")  # fmt: skip

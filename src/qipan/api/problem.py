@@ -1,5 +1,6 @@
 """Refusals on the wire: problem details (RFC 9457) that carry the code of the command line's exit and its name."""
 
+import math
 import re
 from dataclasses import dataclass
 from typing import Any
@@ -56,7 +57,10 @@ def handle_errors(api: FastAPI) -> None:
 
     @api.exception_handler(QipanError)
     async def ours(_request: Request, error: QipanError) -> Response:
-        return problem(error)
+        told = problem(error, getattr(error, "status", 0))
+        if (wait_s := getattr(error, "wait_s", None)) is not None:
+            told.headers["retry-after"] = str(math.ceil(wait_s))
+        return told
 
     @api.exception_handler(RequestValidationError)
     async def parameters(_request: Request, error: RequestValidationError) -> Response:

@@ -5,24 +5,30 @@ import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import msgspec
-from fastapi import Request, Response
+from fastapi import Query, Request, Response
 from starlette.types import Receive, Scope, Send
 
 from qipan.errors import InvalidInput
-from qipan.host import TaskView
+from qipan.events import PersonNoted
 from qipan.journal.exchange import Listed, Placed
 from qipan.leases import Receipt
+from qipan.login import Session, User
 from qipan.money import Account
 from qipan.planner import Plan
+from qipan.queries import TaskView
+from qipan.tracing import Span
 from qipan.views import BoardView, BookedTask, LinkView, Price, Told
 from qipan.webhooks import Webhook
 from qipan.workload.imports import Directive
 
 T = TypeVar("T")
 KEY_CHARACTERS_MAX = 200
+LIMIT, LIMIT_MAX = 200, 1000
+Limit = Annotated[int, Query(ge=1, le=LIMIT_MAX)]
+Cursor = Annotated[str | None, Query(max_length=300)]
 
 
 class Submission(msgspec.Struct, forbid_unknown_fields=True):
@@ -32,6 +38,16 @@ class Submission(msgspec.Struct, forbid_unknown_fields=True):
     file: str = "task.yaml"
     workdir: str = ""
     key: str | None = None
+
+
+class Command(msgspec.Struct, forbid_unknown_fields=True):
+    command: list[str]
+    limit_s: float = 600.0
+
+
+@dataclass(frozen=True, slots=True)
+class Executing:
+    exec_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,10 +81,13 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class WhyDecision:
+    """`task_id`: the task, or the one of its parts that it is about."""
+
     at_s: float
     board: str
     verdict: str
     text: str
+    task_id: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +120,19 @@ class Events:
 
 
 @dataclass(frozen=True, slots=True)
+class Trace:
+    spans: tuple[Span, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Cancelled:
     task_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Woken:
+    task_id: str
+    state: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,6 +238,68 @@ class Key:
 
 
 @dataclass(frozen=True, slots=True)
+class Oidc:
+    """Where a person logs in, with the device flow (RFC 8628), for an id_token that is good here."""
+
+    issuer: str
+    client_id: str
+    scope: str
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """`audience`: what access tokens of this board are good for."""
+
+    board: str
+    audience: str
+    oidc: Oidc | None
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedOut:
+    session: str
+
+
+@dataclass(frozen=True, slots=True)
+class WhoAmI:
+    """`user` "": whoever holds the store's own token.  `tenant` "": of all."""
+
+    user: str
+    tenant: str
+    role: str
+    board: str
+
+
+@dataclass(frozen=True, slots=True)
+class Users:
+    users: tuple[User, ...]
+    sessions: tuple[Session, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class UserName:
+    user: str
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    user: str
+    sessions: int
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    fact_id: int
+    at_s: float
+    fact: PersonNoted
+
+
+@dataclass(frozen=True, slots=True)
+class PeopleLog:
+    log: tuple[LogLine, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Hooks:
     webhooks: tuple[Webhook, ...]
 
@@ -253,20 +345,29 @@ class Answer(Response):
 
 
 def read_submission(body: bytes) -> Submission:
-    """Raises InvalidInput, also for a key that stands twice and for NaN, which other readers let pass."""
-    try:
-        value = json.loads(body, object_pairs_hook=_once, parse_constant=_no_constant)
-        found = msgspec.convert(value, type=Submission)
-        for text in (found.text, found.file, found.workdir, found.key or ""):
-            text.encode()  # half a character (a lone surrogate) has no UTF-8
-    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
-        raise InvalidInput(
-            f"the body is not a submission: {str(error)[:300]}; send {{text, file, workdir, key}}"
-        ) from None
+    """Raises InvalidInput."""
+    found: Submission = read_body(body, Submission)
     if any("\x00" in text for text in (found.file, found.workdir, found.key or "")):
         raise InvalidInput("the body holds a zero byte in file, workdir or key; remove it")
     if found.key is not None:
         check_key(found.key)
+    return found
+
+
+def read_body(body: bytes, kind: Any, bytes_max: int = 1 << 30) -> Any:
+    """A struct of texts, numbers and lists of texts.  Raises InvalidInput, also for a key that stands twice and for NaN, which other readers let pass."""
+    if len(body) > bytes_max:
+        raise InvalidInput(f"the body is larger than {bytes_max} bytes; send less")
+    try:
+        value = json.loads(body, object_pairs_hook=_once, parse_constant=_no_constant)
+        found = msgspec.convert(value, type=kind)
+        for one in msgspec.structs.astuple(found):
+            "".join(
+                one if isinstance(one, list | str) else ()
+            ).encode()  # half a character (a lone surrogate) has no UTF-8
+    except (ValueError, RecursionError) as error:  # msgspec's errors are ValueErrors
+        fields = ", ".join(kind.__struct_fields__)
+        raise InvalidInput(f"the body is not as asked for: {str(error)[:300]}; send {{{fields}}}") from None
     return found
 
 
@@ -290,16 +391,20 @@ def _no_constant(name: str) -> None:
 def page(items: Sequence[T], key: str, limit: int, cursor: str | None) -> tuple[Sequence[T], str | None]:
     """The `limit` items after the cursor, and the cursor after them.  `key` names the attribute (a text) by which
     the items are told apart; an item that has gone since ends the list with InvalidInput."""
-    start = 0
-    if cursor is not None:
-        last = read_cursor(cursor, str)
-        places = [number for number, item in enumerate(items) if getattr(item, key) == last]
-        if not places:
-            raise InvalidInput(f"cursor {cursor[:80]!r} names nothing in this list; begin without one")
-        start = places[0] + 1
+    start = place_after([getattr(item, key) for item in items], cursor)
     found = items[start : start + limit]
     more = start + limit < len(items)
     return found, write_cursor(getattr(found[-1], key)) if more and found else None
+
+
+def place_after(names: Sequence[str], cursor: str | None) -> int:
+    """Where a list goes on after the cursor.  Raises InvalidInput."""
+    if cursor is None:
+        return 0
+    last = read_cursor(cursor, str)
+    if last not in names:
+        raise InvalidInput(f"cursor {cursor[:80]!r} names nothing in this list; begin without one")
+    return names.index(last) + 1
 
 
 def write_cursor(value: object) -> str:

@@ -5,22 +5,20 @@ A *card* may show several devices (MI250X, Ascend 910C); every figure here is di
 
 import os
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from qipan.catalogue.stacks import Stack, overridden, shipped_stacks
+from qipan.catalogue.stacks import LOADER, Stack, overridden, shipped_stacks
 from qipan.errors import InvalidInput, NotFound
 from qipan.hardware import ChipClass, ChipClassId, Confidence, Figure
 
 KINDS = {"cpu": "cpu", "xilinx": "fpga", "nvidia": "gpu", "amd": "gpu", "hygon": "gpu", "intel": "other"}
 CONFIDENCES = ("measured", "datasheet", "third-party", "estimate")
 NEEDED = ("vendor", "model", "peak_tflops", "memory_gib", "memory_bandwidth_gbs", "confidence", "source")
-
-#: libyaml's where it is there: ten times as fast
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +82,9 @@ def site_catalogue(*overlays: Path) -> Catalogue:
 def load_catalogue(*overlays: Path) -> Catalogue:
     """The shipped facts, then each overlay's entries over them (the same keys; a new model needs NEEDED, and `detect` when its
     vendor is new too), and its `stacks`.  Raises InvalidInput."""
-    text = resources.files("qipan.catalogue").joinpath("accelerators.yaml").read_text(encoding="utf-8")
-    shipped = _entries(text, "the shipped catalogue")
-    chips = {chip.chip_class: chip for chip in (_chip(entry, "catalogue") for entry in shipped)}
-    named = [(chips[_id(entry)], entry) for entry in shipped]
-    stacks, detect = shipped_stacks(), dict[str, Any]()
+    named = list(_shipped())
+    chips = {chip.chip_class: chip for chip, _ in named}
+    stacks, detect = dict(shipped_stacks()), dict[str, Any]()
     for path in overlays:
         if not path.is_file():
             raise NotFound(f"{path}: no such file; name a YAML file with `accelerators:`")
@@ -107,6 +103,14 @@ def load_catalogue(*overlays: Path) -> Catalogue:
             if chip.chip_class not in names.get(key, ()):
                 names[key] = (*names.get(key, ()), chip.chip_class)
     return Catalogue(dict(sorted(chips.items())), names, stacks, detect)
+
+
+@cache
+def _shipped() -> tuple[tuple[ChipClass, dict[str, Any]], ...]:
+    """The chips with their entries, read once: what ships does not change while a process runs."""
+    text = resources.files("qipan.catalogue").joinpath("accelerators.yaml").read_text(encoding="utf-8")
+    entries = _entries(text, "the shipped catalogue")
+    return tuple((_chip(entry, "catalogue"), entry) for entry in entries)
 
 
 def _document(text: str, file: str) -> dict[str, Any]:

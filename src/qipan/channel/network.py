@@ -10,6 +10,7 @@ message is a batch: (kind, body), with these kinds:
 """
 
 import contextlib
+import itertools
 import logging
 import os
 import queue
@@ -25,7 +26,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as NoAnswer
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
 
 import msgspec
 from websockets.client import ClientProtocol
@@ -35,20 +35,24 @@ from websockets.protocol import State
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
+from qipan.channel.opening import MESSAGE_BYTES_MAX, OPENING_S, address_of, tls_words
 from qipan.errors import QipanError, Unreachable
 
 log = logging.getLogger("qipan.channel")
 
 QUEUE_BYTES_MAX = 4 << 20  # of frames that wait for a slow or absent link
 BATCH_BYTES_MAX = 1 << 18
-MESSAGE_BYTES_MAX = 64 << 20
 HEARTBEAT_S = 8.0
 SILENT_S = 20.0  # a connection without a sign of life for so long is closed
-OPENING_S = 20.0  # from the first packet to `welcome`
-RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0)
+RETRY_S = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0)
 JITTER = 0.5  # of a wait, so that a thousand children do not come back as one
 CONNECTIONS_MAX = 4096
 ANSWER_S = 20.0
+WORKERS = 4  # that answer, or ask what the board itself wants to know
+FIRST = (
+    "lead",
+    "parents",
+)  # who leads is asked and answered beside all else, which may wait for a slow board
 
 
 class NetworkCarrier:
@@ -63,6 +67,7 @@ class NetworkCarrier:
         self._out_bytes = 0
         self._in: deque[bytes] = deque()
         self.dropped = 0
+        self.bytes_in = self.bytes_out = 0  # of frames
         self.connection: _Connection | None = None
         self.heard_s: float | None = None
 
@@ -105,11 +110,13 @@ class NetworkCarrier:
                 size += len(frame)
                 batch.append(frame)
             self._out_bytes -= size
+            self.bytes_out += size
         return batch
 
     def take_in(self, frames: list[bytes]) -> None:
         with self._lock:
             self._in.extend(frames)
+            self.bytes_in += sum(map(len, frames))
         self._arrived()
 
     def waiting(self) -> bool:
@@ -156,7 +163,8 @@ class Network:
         self._listeners: list[_Listener] = []
         self._stopped = threading.Event()
         self.bytes_in = self.bytes_out = 0  # of websockets, before TLS
-        self._workers = ThreadPoolExecutor(4, thread_name_prefix="qipan-answers")
+        self._workers = ThreadPoolExecutor(WORKERS, thread_name_prefix="qipan-answers")
+        self._first = ThreadPoolExecutor(WORKERS, thread_name_prefix="qipan-leads")
         self._thread = threading.Thread(target=self._run, name="qipan-network", daemon=True)
         self._thread.start()
 
@@ -194,7 +202,8 @@ class Network:
         self._stopped.set()
         self.wake()
         self._thread.join(5)
-        self._workers.shutdown(wait=False, cancel_futures=True)
+        for workers in (self._workers, self._first):
+            workers.shutdown(wait=False, cancel_futures=True)
 
     # ---- the loop ------------------------------------------------------------------------------------------------------
 
@@ -213,16 +222,16 @@ class Network:
 
     def _begin(self, connection: "_Connection") -> None:
         self._connections.add(connection)
-        self._selector.register(connection.socket, connection.wants(), connection)
-        connection.turn()
+        self._selector.register(connection.socket, connection.registered, connection)
+        self._turn(connection)
 
     def _run(self) -> None:
         next_look_s = 0.0
         while not self._stopped.is_set():
             for key, _ in self._selector.select(1.0):
                 if key.data is None:
-                    self._rung = False
                     os.read(self._bell, 4096)
+                    self._rung = False  # after the read, which else takes the ring of who comes between
                 elif isinstance(key.data, _Listener):
                     self._accept(key.data)
                 else:
@@ -235,19 +244,20 @@ class Network:
             if now_s >= next_look_s:
                 next_look_s = now_s + 1.0
                 for connection in list(self._connections):
-                    if connection.look(now_s):
-                        self._turn(connection)
+                    self._turn(connection, look_s=now_s)
         for connection in list(self._connections):
             connection.close("the board stops")
         for listener in self._listeners:
             listener.socket.close()
         self._selector.close()
 
-    def _turn(self, connection: "_Connection") -> None:
+    def _turn(self, connection: "_Connection", look_s: float | None = None) -> None:
+        """One connection's failure is never the others'."""
         if connection.closed:
             return
         try:
-            connection.turn()
+            if look_s is None or connection.look(look_s):
+                connection.turn()
         except Exception:
             log.exception("a connection failed")
             connection.close("an error on this side")
@@ -287,11 +297,13 @@ class Network:
         with contextlib.suppress(KeyError, ValueError):
             self._selector.unregister(connection.socket)
 
-    def work(self, act: Callable[[], None]) -> None:
+    def work(self, act: Callable[[], None], first: bool = False) -> None:
+        """`first`: by workers kept for who leads, who never wait for what the others do."""
         if not self._stopped.is_set():
-            self._workers.submit(self._worked, act)
+            (self._first if first else self._workers).submit(self._worked, act)
 
     def _worked(self, act: Callable[[], None]) -> None:
+        """Nobody waits for it: what fails is said here."""
         try:
             act()
         except Exception:
@@ -327,7 +339,7 @@ class _Connection:
         self._began_s = self._heard_s = self._said_s = time.monotonic()
         self._parts: list[bytes] = []
         self._asked: dict[int, Future[Any]] = {}
-        self._number = 0
+        self._numbers = itertools.count(1)  # many threads ask
         self._posts: deque[tuple[str, Any]] = deque()
         self.until_s = float("inf")  # the peer's certificate ends (Unix time)
 
@@ -335,11 +347,12 @@ class _Connection:
 
     def ask(self, name: str, body: Any, limit_s: float) -> Any:
         answer: Future[Any] = Future()
-        self._number += 1
-        number = self._number
+        number = next(self._numbers)
         self._asked[number] = answer
         self._post("ask", (number, name, body))
         try:
+            if self.closed:  # the cut may have looked for questions before this one was noted
+                raise Unreachable("the link was cut; try again")
             return answer.result(limit_s)
         except NoAnswer:
             raise Unreachable(f"no answer from the other board in {limit_s:g} s; try again") from None
@@ -373,7 +386,7 @@ class _Connection:
             self._blocked = True
             return False
         except (OSError, ssl.SSLError) as error:
-            self._refuse(_tls_words(error))
+            self._refuse(tls_words(error))
             return False
         self._blocked = False
         self._shaken = True
@@ -387,8 +400,8 @@ class _Connection:
                 return
             except (OSError, ssl.SSLError) as error:
                 if self.carrier is None and self._dialer is not None:
-                    self._dialer.refused(_tls_words(error))
-                self.close(_tls_words(error))
+                    self._dialer.refused(tls_words(error))
+                self.close(tls_words(error))
                 return
             self._heard_s = time.monotonic()
             self.network.bytes_in += len(data)
@@ -434,7 +447,7 @@ class _Connection:
         elif kind == "frames" and isinstance(body, list):
             self.carrier.take_in([frame for frame in body if isinstance(frame, bytes)])
         elif kind == "ask" and isinstance(body, list) and len(body) == 3:
-            self.network.work(lambda: self._reply(*body))
+            self.network.work(lambda: self._reply(*body), first=body[1] in FIRST)
         elif kind == "answer" and isinstance(body, list) and len(body) == 3:
             asked = self._asked.get(body[0])
             if asked is not None and not asked.done():
@@ -502,7 +515,7 @@ class _Connection:
                     self._blocked = True
                     return
                 except (OSError, ssl.SSLError) as error:
-                    self.close(_tls_words(error))
+                    self.close(tls_words(error))
                     return
                 del self._out[:sent]
                 self.network.bytes_out += sent
@@ -598,7 +611,7 @@ class Dialer:
             try:
                 self._network.add(self._connect(url))
             except (QipanError, OSError, ssl.SSLError, ValueError) as error:
-                self.refused(_tls_words(error) if isinstance(error, OSError) else str(error))
+                self.refused(tls_words(error) if isinstance(error, OSError) else str(error))
                 self.down(str(error))
 
     def _connect(self, url: str) -> _Connection:
@@ -659,48 +672,6 @@ class Dialer:
         self._need.set()
 
 
-def ask_once(
-    url: str, context: ssl.SSLContext, check: Callable[[bytes], None], hello: Any, path: str = "join", limit_s: float = OPENING_S
-) -> Any:  # fmt: skip
-    """Connect, say hello, return the words of welcome: how a board joins.  Raises Unreachable, QipanError."""
-    from websockets.exceptions import WebSocketException
-    from websockets.sync.client import connect
-
-    host, port = address_of(url)
-    try:
-        sock = socket.create_connection((host, port), timeout=limit_s)
-        tls = context.wrap_socket(sock)
-        check(tls.getpeercert(binary_form=True) or b"")
-        tls.settimeout(None)
-        with connect(f"ws://{host}:{port}/{path}", sock=tls, proxy=None, max_size=MESSAGE_BYTES_MAX) as link:
-            link.send(msgspec.msgpack.encode(("hello", hello)))
-            words = link.recv(limit_s)
-            assert isinstance(words, bytes)
-            kind, body = msgspec.msgpack.decode(words, type=tuple[str, Any])
-    except (OSError, WebSocketException, TimeoutError) as error:
-        reason = getattr(getattr(error, "rcvd", None), "reason", "")
-        if reason:
-            raise QipanError(f"{url} refused: {reason}") from None
-        raise Unreachable(
-            f"{url} does not answer ({_tls_words(error)}); is the board served there?"
-        ) from None
-    if kind != "welcome":
-        raise QipanError(f"{url} answered {kind!r}")
-    return body
-
-
-def address_of(url: str) -> tuple[str, int]:
-    """(host, port) of `grid://host:port`.  Raises QipanError."""
-    parts = urlsplit(url if "://" in url else f"grid://{url}")
-    try:
-        port = parts.port or 8443
-    except ValueError:
-        port = 0
-    if not parts.hostname or not port:
-        raise QipanError(f"{url[:100]!r} is no address of a board; it looks like grid://host:8443")
-    return parts.hostname, port
-
-
 def error_of(told: Any) -> QipanError:
     from qipan.errors import Infeasible, InvalidInput, NotAllowed, NotFound, OverLimit
 
@@ -710,12 +681,3 @@ def error_of(told: Any) -> QipanError:
     }
     code, text = told
     return kinds.get(code, QipanError)(text)
-
-
-def _tls_words(error: Exception) -> str:
-    """What OpenSSL or the kernel said, without the source line."""
-    reason = getattr(error, "verify_message", None) or getattr(error, "reason", None)
-    return str(reason or error)
-
-
-__all__ = ["Admitted", "Dialer", "Network", "NetworkCarrier", "address_of", "ask_once"]

@@ -13,14 +13,18 @@ import typer
 from qipan.cli.balance import balance
 from qipan.cli.check import check
 from qipan.cli.chips import app as chips
+from qipan.cli.forecasts import forecast
 from qipan.cli.grid import board, grid
 from qipan.cli.ledger import app as ledger
 from qipan.cli.market import app as market
-from qipan.cli.options import SiteFile, StoreDir
+from qipan.cli.options import Api, ApiCert, ApiKey, Login, MetricsAt, SiteFile, StoreDir
+from qipan.cli.people import login as log_in
+from qipan.cli.people import logout, whoami
 from qipan.cli.quota import app as quota
 from qipan.cli.quota import read_rules, rules_named
 from qipan.cli.storage import app as storage
 from qipan.cli.store import backup, restore
+from qipan.cli.trace import trace
 from qipan.cli.webhook import app as webhook
 from qipan.errors import InvalidInput, NotFound, QipanError
 
@@ -44,6 +48,11 @@ app.add_typer(grid, name="grid")
 app.command()(backup)
 app.command()(balance)
 app.command()(restore)
+app.command(name="login")(log_in)
+app.command()(logout)
+app.command()(whoami)
+app.command()(trace)
+app.command()(forecast)
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document (a line per event where it streams).")]
 OVER = ("done", "failed", "cancelled")
@@ -84,7 +93,7 @@ def probed(site: Any, quiet: bool = False) -> Any:
 def client(store: Path | None) -> Any:
     from qipan.client import Client
 
-    return Client(store_of(store))
+    return Client(store)
 
 
 def out(value: Any) -> None:
@@ -114,7 +123,8 @@ def plan(
 
     checked, directives = read_file(task)
     here = site_of(site)
-    made = plan_on(here if checked.run else probed(here), checked)
+    scripts = bool(checked.run) or (bool(checked.stages) and all(stage.run for stage in checked.stages))
+    made = plan_on(here if scripts else probed(here), checked)
     if render:
         print_rendered(checked, made, render, explain)
     elif explain:
@@ -125,7 +135,7 @@ def plan(
     else:
         tables.print_directives(directives)
         tables.print_plan(made)
-    if made.curve is None:
+    if not made.options:
         raise typer.Exit(104)
 
 
@@ -226,6 +236,44 @@ def logs(
         raise typer.Exit(130) from None
 
 
+@app.command(name="exec")
+def exec_(
+    task: str,
+    command: Annotated[list[str], typer.Argument(help="The command and its words, after `--`.")],
+    timeout: Annotated[float, typer.Option(min=0.1, help="It is ended after so many seconds.")] = 600.0,
+    json_: Json = False,
+    store: StoreDir = None,
+) -> None:
+    """Run a command beside a running task, wherever that runs; exits as the command does.  Ctrl-C ends it."""
+    board = client(store)
+    path = f"/tasks/{task}/exec"
+    at, after = board.call("POST", path, {"command": command, "limit_s": timeout})["exec_id"], 0
+    try:
+        while True:
+            piece = board.call("GET", f"{path}/{at}", after=after)
+            after = piece["next"]
+            if json_:
+                out(piece)
+            elif piece["text"]:
+                print(piece["text"], end="", flush=True)
+            if piece["over"]:
+                break
+            if not piece["text"]:
+                time.sleep(0.2)
+    except KeyboardInterrupt:
+        board.call("DELETE", f"{path}/{at}")
+        raise typer.Exit(130) from None
+    if piece["code"] is None:
+        why = {
+            "limit": f"it ran for {timeout:g} s",
+            "attempt": "the task's attempt ended",
+            "machine": "its supervisor is gone",
+        }
+        print(f"qipan: the command was ended: {why.get(piece['ended_by'], 'somebody ended it')}", file=sys.stderr)  # fmt: skip
+        raise typer.Exit(101)
+    raise typer.Exit(piece["code"] if piece["code"] >= 0 else 128 - piece["code"])
+
+
 @app.command()
 def events(
     task: str,
@@ -308,6 +356,15 @@ def budget(task: str, amount: str, json_: Json = False, store: StoreDir = None) 
 
 
 @app.command()
+def wake(task: str, json_: Json = False, store: StoreDir = None) -> None:
+    """Take up a task again whose lease is lent, or is about to be, because its devices stood idle."""
+    answer = client(store).call("POST", f"/tasks/{task}/wake")
+    tell(
+        answer, json_, lambda value: print(f"{task}: {value['state']}; it has its devices within the notice")
+    )
+
+
+@app.command()
 def bill(task: str, json_: Json = False, store: StoreDir = None) -> None:
     """What a task has cost: a line per attempt, the ledger's own sum, and why it is not what the plan said."""
     from qipan.cli import tables
@@ -339,16 +396,21 @@ def up(
     ] = None,
     keep: Annotated[str, typer.Option(help="Forget ticks and progress older than this, such as 90d.")] = "",
     rules: Annotated[Path | None, typer.Option(help="Quota rules of its boards (else QIPAN_RULES).")] = None,
+    api: Api = "",
+    api_cert: ApiCert = None,
+    api_key: ApiKey = None,
+    login: Login = None,
+    metrics: MetricsAt = "",
 ) -> None:
     """Run all boards of a site in this process until Ctrl-C, which parks the tasks with a checkpoint."""
-    from qipan.cli.run import run_up
+    from qipan.cli.run import door_of, run_up
     from qipan.quantities import parse_duration_s
 
-    keep_s = parse_duration_s(keep) if keep else None
+    keep_s, door = parse_duration_s(keep) if keep else None, door_of(api, api_cert, api_key, login, metrics)
     named = rules_named(rules)
     quota_rules = read_rules(named, site_of(site)) if named is not None else None
     here = probed(site_of(site), quiet=json_)
-    raise typer.Exit(run_up(here, store_of(store), json_, console, database, keep_s, quota_rules))
+    raise typer.Exit(run_up(here, store_of(store), json_, console, database, keep_s, quota_rules, door))
 
 
 @app.command()
@@ -396,9 +458,10 @@ def token(tenant: str, json_: Json = False, store: StoreDir = None) -> None:
     from qipan.api import tenant_token
 
     path = store_of(store) / "token"
-    if not path.exists():
-        raise NotFound(f"{path} is not there; `qipan up --store {store_of(store)}` makes it")
-    made = tenant_token(path.read_text().strip(), tenant)
+    operators = path.read_text().strip() if path.exists() else ""
+    if not operators:
+        raise NotFound(f"{path} is not there or empty; `qipan up --store {store_of(store)}` makes it")
+    made = tenant_token(operators, tenant)
     tell({"tenant": tenant, "token": made}, json_, lambda value: print(value["token"]))
 
 
@@ -427,7 +490,21 @@ def twin(
         typer.Option(help="What the boards maximise: revenue, jct, fair, deadline, fifo, gavel, sia, kueue."),
     ] = None,
     out_: Annotated[
-        Path | None, typer.Option("--out", help="Write report.json, tasks.csv and a page of pictures there.")
+        Path | None,
+        typer.Option(
+            "--out",
+            help="Write report.json, tasks.csv and a page of pictures there; the snapshot, with --snapshot-at.",
+        ),
+    ] = None,
+    snapshot_at: Annotated[
+        str | None,
+        typer.Option("--snapshot-at", help="Write the scenario as it is at that time, as 6h, to --out FILE."),
+    ] = None,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--from", help="Start from a snapshot of this scenario, perhaps with other faults from then on."
+        ),
     ] = None,
     why_: Annotated[
         Optional[str],  # noqa: UP045
@@ -436,6 +513,12 @@ def twin(
     at: Annotated[
         str | None, typer.Option(help="For --why: time since the start, as 6h; the end without.")
     ] = None,
+    hold_peaks: Annotated[
+        bool,
+        typer.Option(
+            "--hold-peaks", help="Services lend nothing: each holds what its forecast asks for at most."
+        ),
+    ] = False,
 ) -> None:
     """Run a scenario on simulated engines, replay a store, or ask it what if."""
     from qipan.cli import tables
@@ -447,7 +530,7 @@ def twin(
         return
 
     if verify is not None:
-        from qipan.host import verify_store
+        from qipan.boards import verify_store
 
         counts = verify_store(verify)
         if json_:
@@ -463,10 +546,26 @@ def twin(
     from qipan.twin.scenario import run_scenario, why_in_scenario
 
     if why_ is not None:
+        if start_from is not None or snapshot_at is not None:
+            raise InvalidInput(
+                "--why tells of a scenario from its beginning; leave --from and --snapshot-at out"
+            )
         at_s = parse_duration_s(at) if at is not None else None
         tell(why_in_scenario(scenario, seed, policy, why_, at_s), json_, tables.print_why)
         return
-    report = run_scenario(scenario, seed, policy)
+    if snapshot_at is not None:
+        if out_ is None:
+            raise InvalidInput("where shall the snapshot go? add --out FILE")
+        if out_.is_dir() or not out_.parent.is_dir():
+            raise InvalidInput(f"--out {out_}: a snapshot is one file, in a folder that is there")
+        at_s, written = parse_duration_s(snapshot_at), out_
+        report = run_scenario(
+            scenario, seed, policy, start_from=start_from, snapshot_at_s=at_s, snapshot=written,
+            lends=not hold_peaks,
+        )  # fmt: skip
+        report["files"], out_ = [str(written)], None
+    else:
+        report = run_scenario(scenario, seed, policy, start_from=start_from, lends=not hold_peaks)
     if out_ is not None:
         from qipan.twin.picture import write_files
 

@@ -15,11 +15,11 @@ from typing import Any
 
 import msgspec
 
+from qipan.boards import verify_store
 from qipan.cli import tables
 from qipan.cli.run import Running, _after_park
 from qipan.errors import QipanError
 from qipan.events import TaskExited, TaskProgress
-from qipan.host import verify_store
 from qipan.planner import Plan
 from qipan.planning import plan_on
 from qipan.quantities import format_duration
@@ -68,29 +68,39 @@ class Demo:
             tables.print_boards(msgspec.to_builtins(boards(host, lambda _tenant: True)))
         poems, urgent = load_task(_example("train-poems.yaml")), load_task(_example("poems-urgent.yaml"))
         plan = self._show_plan(poems)
-        first, _ = host.submit(poems)
+        first, _ = host.intake.submit(poems)
         self.say("submitted", f"{first}: submitted at the nation's board", task_id=first)
-        self._until(first, "the first task has made progress", lambda: host.task(first).progress >= SECOND_AT)
+        self._until(
+            first, "the first task has made progress", lambda: host.queries.task(first).progress >= SECOND_AT
+        )
         second_plan = self._show_plan(urgent)
-        second, _ = host.submit(urgent)
+        second, _ = host.intake.submit(urgent)
         self.say("submitted", f"{second}: a dearer task with a deadline arrives", task_id=second)
-        before = host.task(first).devices
+        before = host.queries.task(first).devices
         self._until(
             first, "the first task shrinks", lambda: _exited(host, first, "resized") >= 1, also=second
         )
-        self._until(second, "the second task ends", lambda: host.task(second).state in ("done", "failed"))
+        self._until(
+            second, "the second task ends", lambda: host.queries.task(second).state in ("done", "failed")
+        )
         self._until(
             first,
             "the first task grows back",
-            lambda: host.task(first).devices == before and host.task(first).state == "running",
+            lambda: (
+                host.queries.task(first).devices == before and host.queries.task(first).state == "running"
+            ),
         )
-        at = host.task(first).progress
+        at = host.queries.task(first).progress
         self._until(
-            first, "it makes progress again", lambda: host.task(first).progress >= min(0.9, at + KILL_AT)
+            first,
+            "it makes progress again",
+            lambda: host.queries.task(first).progress >= min(0.9, at + KILL_AT),
         )
         self._kill_a_worker(first)
         self._until(first, "the loss is a fact", lambda: _exited(host, first, "lost") >= 1)
-        self._until(first, "the first task ends", lambda: host.task(first).state in ("done", "failed"))
+        self._until(
+            first, "the first task ends", lambda: host.queries.task(first).state in ("done", "failed")
+        )
         return self._finish(first, second, plan, second_plan)
 
     def _show_plan(self, task: Task) -> Plan:
@@ -108,8 +118,8 @@ class Demo:
             for name in (task_id, also):
                 if name:
                     self._tell(name)
-            if self.running.host.task(task_id).state in ("failed", "cancelled"):
-                log = self.running.host.logs(task_id)["text"][-1500:]
+            if self.running.host.queries.task(task_id).state in ("failed", "cancelled"):
+                log = self.running.host.queries.logs(task_id)["text"][-1500:]
                 raise QipanError(f"{task_id} failed while waiting until {what}; its log ends:\n{log}")
             if time.monotonic() - self.began_s > LIMIT_S:
                 raise QipanError(
@@ -122,7 +132,7 @@ class Demo:
         """New decisions and every few seconds a line of progress."""
         assert self.running is not None
         host = self.running.host
-        told = host.why(task_id)["decisions"]
+        told = host.queries.why(task_id)["decisions"]
         for entry in told[self._seen.get(task_id, 0) :]:
             self.say(
                 "decision",
@@ -130,20 +140,20 @@ class Demo:
                 task_id=task_id,
             )
         self._seen[task_id] = len(told)
-        facts = host.progress(task_id)
+        facts = host.queries.progress(task_id)
         seen = self._seen.get(f"{task_id}/progress", 0)
         for _, fact in facts[seen:]:
-            detail = json.loads(fact.detail) if fact.detail else {}
+            detail = fact.said()
             event = detail.get("event")
             if event == "progress" and time.monotonic() - self._seen.get(f"{task_id}/said", 0) > 4:
                 self._seen[f"{task_id}/said"] = int(time.monotonic())
-                view = host.task(task_id)
+                view = host.queries.task(task_id)
                 self.say(
                     "progress",
                     f"{task_id}: step {detail['step']}/{detail['steps']}, loss {detail['loss']:.3f}, on {view.devices} devices at {view.place}",
                     task_id=task_id, detail=detail,
                 )  # fmt: skip
-            elif event in ("resumed", "done", "parked"):
+            elif event in ("reshaped", "resumed", "done", "parked"):
                 self.say(event, f"{task_id}: {json.dumps(detail)}", task_id=task_id, detail=detail)
         self._seen[f"{task_id}/progress"] = len(facts)
 
@@ -163,12 +173,12 @@ class Demo:
         assert self.running is not None
         host = self.running.host
         results = {task_id: _result(host, task_id) for task_id in (first, second)}
-        bills = {task_id: host.bill(task_id) for task_id in (first, second)}
-        charged = {task_id: host.charged(task_id) for task_id in (first, second)}
+        bills = {task_id: host.queries.bill(task_id) for task_id in (first, second)}
+        charged = {task_id: host.queries.charged(task_id) for task_id in (first, second)}
         balances, total = host.balances(), host.ledger_sum()
-        why = host.why(first)
-        exits, progress = host.exits(first), host.progress(first)
-        took_s = host.exits(second)[-1].usage.until_s - host.exits(second)[0].usage.started_s
+        why = host.queries.why(first)
+        exits, progress = host.queries.exits(first), host.queries.progress(first)
+        took_s = host.queries.exits(second)[-1].usage.until_s - host.queries.exits(second)[0].usage.started_s
         self.running.end(park=False)
         self.running = None
         ticks = verify_store(self.folder)
@@ -189,6 +199,7 @@ class Demo:
             "second_plan_p90_s": round(option.finish_p90_s, 1),
             "restart_planned_s": round(plan.options[0].restart_s, 1),
             "restarts_s": restarts_s,
+            "changes": _changes(exits, progress),
             "ledger_sum_micro_cny": total,
             "receipts_agree": all(bills[name].cost_micro_cny == charged[name] for name in bills),
             "verified_ticks": sum(ticks.values()),
@@ -223,7 +234,7 @@ def _restarts_s(exits: list[TaskExited], progress: list[tuple[float, TaskProgres
     """From the end of one attempt to the next one's readiness, for each restart."""
     ready: dict[int, float] = {}
     for _, fact in progress:
-        detail = json.loads(fact.detail) if fact.detail else {}
+        detail = fact.said()
         if detail.get("event") == "ready":
             ready.setdefault(fact.attempt, float(detail["at_s"]))
     return [
@@ -231,13 +242,28 @@ def _restarts_s(exits: list[TaskExited], progress: list[tuple[float, TaskProgres
     ]
 
 
+def _changes(exits: list[TaskExited], progress: list[tuple[float, TaskProgress]]) -> list[dict[str, Any]]:
+    """Each change of the number of devices: how many before, whether the processes went on, and for how long they did not
+    train."""
+    seconds: dict[int, float] = {}
+    for _, fact in progress:
+        detail = fact.said()
+        if detail.get("event") == "reshaped":
+            seconds.setdefault(fact.attempt, float(detail["seconds"]))
+    return [
+        {"devices": fact.usage.devices, "in_place": fact.in_place, "why": fact.why, "seconds": seconds.get(fact.attempt + 1)}
+        for fact in exits
+        if fact.outcome == "resized"
+    ]  # fmt: skip
+
+
 def _exited(host: Any, task_id: str, outcome: str) -> int:
-    return sum(fact.outcome == outcome for fact in host.exits(task_id))
+    return sum(fact.outcome == outcome for fact in host.queries.exits(task_id))
 
 
 def _result(host: Any, task_id: str) -> dict[str, Any]:
-    for _, fact in reversed(host.progress(task_id)):
-        detail = json.loads(fact.detail) if fact.detail else {}
+    for _, fact in reversed(host.queries.progress(task_id)):
+        detail = fact.said()
         if detail.get("event") == "done":
             return dict(detail)
     raise QipanError(f"{task_id} reported no result; its facts: `qipan events {task_id}`")

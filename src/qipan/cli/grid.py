@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import sys
 import threading
 import time
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from qipan.cli.options import Json
+from qipan.cli.options import Api, ApiCert, ApiKey, Json, Login, MetricsAt
+from qipan.cli.people import users
 from qipan.errors import InvalidInput, NotFound, Unreachable
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 grid = typer.Typer(no_args_is_help=True, help="Connect boards on several hosts to one grid (算力并网).")
 board = typer.Typer(help="The tree of boards; serve one.")
+grid.add_typer(users, name="user")
 
 StoreDir = Annotated[Optional[Path], typer.Option("--store", help="The folder of the board's store.")]  # noqa: UP045
 SiteFile = Annotated[Optional[Path], typer.Option("--site", help="The site file with this board's pools.")]  # noqa: UP045
@@ -42,7 +43,7 @@ def init(
     json_: Json = False,
 ) -> None:
     """Make a new grid with this board at its top."""
-    from qipan.channel.network import address_of
+    from qipan.channel.opening import address_of
     from qipan.identity import Wallet
 
     folder = folder_of(store)
@@ -297,7 +298,7 @@ def show(context: typer.Context, json_: Json = False, store: StoreDir = None) ->
     from qipan.cli import tables
     from qipan.client import Client
 
-    boards = Client(folder_of(store)).call("GET", "/boards")["boards"]
+    boards = Client(store).call("GET", "/boards")["boards"]
     if json_:
         print(json.dumps({"boards": boards}, ensure_ascii=False))
     else:
@@ -317,21 +318,31 @@ def serve(
         str | None, typer.Option(envvar="QIPAN_DATABASE", help="PostgreSQL, else SQLite.")
     ] = None,
     probe: Annotated[bool, typer.Option("--probe/--no-probe", help="Measure the pools' chips first.")] = True,
+    api: Api = "",
+    api_cert: ApiCert = None,
+    api_key: ApiKey = None,
+    login: Login = None,
+    metrics: MetricsAt = "",
     json_: Json = False,
 ) -> None:
     """Serve one board of a grid until Ctrl-C; its running tasks go on and are found again by the next start."""
-    from qipan.cli.run import Running
+    from qipan.cli.run import Running, door_of, on_signals, while_disk_is_full
     from qipan.grid import GridHost
     from qipan.identity import Wallet
 
-    folder = folder_of(store)
+    folder, door = folder_of(store), door_of(api, api_cert, api_key, login, metrics)
     if (folder / "standby").exists() and not (folder / "identity").exists():
         raise InvalidInput(f"{folder} is a standby; run it with: qipan board standby --store {folder}")
     wallet = Wallet(folder / "identity", time.time)
     if name and name != wallet.place[-1]:
         raise InvalidInput(f"{folder} is the board {wallet.place[-1]}, not {name}")
     ended = on_signals()
-    serve_until(ended, Running(own_site_of(folder, wallet, site, probe, json_), folder, database, None, GridHost), parent, listen, json_)  # fmt: skip
+
+    def served() -> int:
+        own = own_site_of(folder, wallet, site, probe, json_)
+        return serve_until(ended, Running(own, folder, database, None, GridHost, door), parent, listen, json_)
+
+    raise typer.Exit(while_disk_is_full(folder, ended, served))
 
 
 @board.command()
@@ -342,7 +353,7 @@ def standby(
     json_: Json = False,
 ) -> None:
     """Follow a board from another host, and lead in its place when most boards below have lost it."""
-    from qipan.cli.run import Running
+    from qipan.cli.run import Running, on_signals, while_disk_is_full
     from qipan.grid import GridHost
     from qipan.identity import Wallet
     from qipan.standby import Standby
@@ -372,17 +383,14 @@ def standby(
         if not turn:
             raise typer.Exit(130)
         site = follows.crown()
-    serve_until(ended, Running(site, folder, None, None, GridHost), "", listen, json_)
+
+    def served() -> int:
+        return serve_until(ended, Running(site, folder, None, None, GridHost), "", listen, json_)
+
+    raise typer.Exit(while_disk_is_full(folder, ended, served))
 
 
-def on_signals() -> threading.Event:
-    ended = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda _number, _frame: ended.set())
-    return ended
-
-
-def serve_until(ended: threading.Event, running: Any, parent: str, listen: str, json_: bool) -> None:
+def serve_until(ended: threading.Event, running: Any, parent: str, listen: str, json_: bool) -> int:
     host, folder = running.host, running.folder
     port = 0
     if (folder / "identity" / "authority.key").exists():
@@ -390,17 +398,25 @@ def serve_until(ended: threading.Event, running: Any, parent: str, listen: str, 
     host.dial(parent)
     running.start()
     place = "/".join(host.wallet.place)
-    told = {"event": "serving", "board": place, "store": str(folder), "port": port or None}
+    api = running.server.url
+    told = {
+        "event": "serving",
+        "board": place,
+        "store": str(folder),
+        "port": port or None,
+        "api": api or None,
+    }
+    at = f", people reach it at {api}" if api else ""
     below = f", boards below connect to port {port}" if port else ""
-    tell(told, json_, f"qipan: board {place} is served from {folder}{below}")
-    ended.wait()
+    tell(told, json_, f"qipan: board {place} is served from {folder}{below}{at}")
+    running.wait(ended)
     running.end(park=False)
     print("qipan: stopped; what runs goes on under its supervisors", file=sys.stderr, flush=True)
-    raise typer.Exit(130)
+    return 130
 
 
 def listen_at(host: Any, folder: Path, listen: str) -> int:
-    from qipan.channel.network import address_of
+    from qipan.channel.opening import address_of
 
     at = folder / "url"
     if listen:
@@ -427,7 +443,7 @@ def own_site_of(folder: Path, wallet: Any, path: Path | None, probe: bool, quiet
 
 def own_site(name: str, path: Path | None, probe: bool, quiet: bool) -> "Site":
     """The part of a site file that is this board's own: its pools, without the children, which have processes of
-    their own.  Without a file: no pools for a board that may have children, else this machine."""
+    their own.  Without a file: this machine."""
     from dataclasses import replace
 
     from qipan.cli.app import probed, site_of

@@ -2,11 +2,11 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from qipan.cli.options import Json
+from qipan.cli.options import Json, StoreDir
 from qipan.errors import InvalidInput, NotFound, QipanError
 
 if TYPE_CHECKING:
@@ -113,6 +113,36 @@ def ls(url: str, option: Options = None, json_: Json = False) -> None:
         print(f"{one.name}  attempt {one.attempt}  {format_bytes(one.size_bytes)}  {when} UTC")
     if not found:
         print(f"{url} keeps nothing yet")
+
+
+@app.command()
+def leases(json_: Json = False, store: StoreDir = None) -> None:
+    """What tasks hold of each site's storage while they have their leases, and what is left."""
+    from qipan.cli.app import client, tell
+
+    boards = client(store).call("GET", "/boards")["boards"]
+    found = [{"board": board["board"], **one} for board in boards for one in board["storages"]]
+    tell(found, json_, _show_leases)
+
+
+def _show_leases(found: list[dict[str, Any]]) -> None:
+    from qipan.quantities import format_bytes
+
+    def share(used: float, whole: float, unit: str) -> str:
+        of = f" of {format_bytes(int(whole))}{unit}" if whole else " (not counted)"
+        return f"{format_bytes(int(used))}{unit}{of}"
+
+    for one in found:
+        space = sum(lease["space_bytes"] for lease in one["leases"])
+        rate = sum(lease["write_bytes_per_s"] for lease in one["leases"])
+        print(
+            f"{one['storage_id']}: {share(space, one['space_bytes'], '')}, {share(rate, one['write_bytes_per_s'], '/s')}"
+        )
+        for lease in one["leases"]:
+            size, pace = format_bytes(lease["space_bytes"]), format_bytes(int(lease["write_bytes_per_s"]))
+            print(f"  {lease['task_id'] or 'of another tenant'}  {size}  {pace}/s")
+    if not found:
+        print("no board has a storage in its site file")
 
 
 @app.command()

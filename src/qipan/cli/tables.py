@@ -3,6 +3,7 @@
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from qipan.planner import Option, Plan
@@ -35,6 +36,50 @@ def _width(text: str) -> int:
 
 
 def print_plan(plan: Plan) -> None:
+    if plan.stages:
+        _print_stages(plan)
+        return
+    _print_options(plan)
+    if plan.meetings is not None:
+        print(f"  {plan.meetings.text}")
+
+
+OPTIONS_OF_A_STAGE = 6
+
+
+def _print_stages(plan: Plan) -> None:
+    rows = []
+    for stage, option in zip(plan.stages, plan.options, strict=True):
+        told = [f"after {' and '.join(stage.after)}"] if stage.after else []
+        told += [f"feeds {stage.feeds}"] if stage.feeds else []
+        rows.append(
+            [
+                stage.stage, ", ".join(told) or "-", option.place, option.chip_class, str(option.devices), option.strategy,
+                format_money(option.cost_p50_micro_cny), f"{format_duration(stage.begins_s)}..{format_duration(stage.ends_s)}",
+            ]
+        )  # fmt: skip
+    table(
+        f"方案 plan of {plan.task}: stages (from..to p50, from the start of the first)",
+        ["stage", "when", "place", "chip", "devices", "runs", "cost p50", "from..to"],
+        rows,
+    )
+    for flow in plan.flows:
+        print(f"  {flow.text}")
+    for stage in plan.stages:
+        near = [option for option in stage.options if option.option_id == stage.chosen]
+        near += [option for option in stage.options if option.option_id != stage.chosen]
+        shown = replace(plan, task=f"{plan.task}, stage {stage.stage}", options=tuple(near[:OPTIONS_OF_A_STAGE]),
+                        refused=(), chosen=stage.chosen, mixed=())  # fmt: skip
+        _print_options(shown)
+        if len(near) > OPTIONS_OF_A_STAGE:
+            print(f"  and {len(near) - OPTIONS_OF_A_STAGE} more; --json has them all")
+        if stage.refused:
+            print(
+                f"  refused: {'; '.join(f'{one.place} {one.chip_class}: {one.why}' for one in stage.refused[:3])}"
+            )
+
+
+def _print_options(plan: Plan) -> None:
     odds = any(option.deadline_odds is not None for option in plan.options)
     limits = any(option.limit for option in plan.options)
     rows = [
@@ -116,12 +161,27 @@ def print_submitted(answer: dict[str, Any]) -> None:
     for row in answer["directives"]:
         if row["fate"] != "used":
             print(f"  {row['name']} (line {row['line']}): {row['fate']}: {row['why']}")
-    options = answer["plan"]["options"]
+    options, stages = answer["plan"]["options"], answer["plan"].get("stages")
+    if stages:
+        devices = [
+            f"{stage['stage']} on {one['devices']} x {one['chip_class']}"
+            for stage, one in zip(stages, options, strict=True)
+        ]
+        cost = sum(one["cost_p50_micro_cny"] for one in options)
+        ends_s = max(stage["ends_s"] for stage in stages)
+        print(
+            f"{answer['task_id']}: submitted; planned {', '.join(devices)}, about {format_duration(ends_s)}, {format_money(cost)}"
+        )
+        for flow in answer["plan"]["flows"]:
+            print(f"  {flow['text']}")
+        return
     print(
         f"{answer['task_id']}: submitted; planned at {options[0]['place']} on {options[0]['devices']} x"
         f" {options[0]['chip_class']}, about {format_duration(options[0]['finish_p50_s'])},"
         f" {format_money(options[0]['cost_p50_micro_cny'])}"
     )
+    if answer["plan"].get("meetings"):
+        print(f"  {answer['plan']['meetings']['text']}")
 
 
 def print_tasks(tasks: Sequence[dict[str, Any]]) -> None:
@@ -137,19 +197,31 @@ def print_tasks(tasks: Sequence[dict[str, Any]]) -> None:
 
 def print_why(answer: dict[str, Any]) -> None:
     began_s = answer["decisions"][0]["at_s"] if answer["decisions"] else 0.0
+    task_id = answer["task_id"]
+    parts = any(entry.get("task_id", task_id) != task_id for entry in answer["decisions"])
     rows = [
-        [f"+{entry['at_s'] - began_s:.1f}s", entry["board"], entry["verdict"], entry["text"]]
+        [
+            f"+{entry['at_s'] - began_s:.1f}s", entry["board"], *([_part_of(task_id, entry.get("task_id", task_id))] if parts else []),
+            entry["verdict"], entry["text"],
+        ]
         for entry in answer["decisions"]
-    ]
-    table(f"为什么 why {answer['task_id']} ({answer['state']})", ["when", "board", "what", "because"], rows)
+    ]  # fmt: skip
+    columns = ["when", "board", *(["part"] if parts else []), "what", "because"]
+    table(f"为什么 why {task_id} ({answer['state']})", columns, rows)
     for entry in answer["waiting"]:
         print(f"  waits: [{entry['constraint']}] {entry['text']}")
 
 
+def _part_of(whole: str, task_id: str) -> str:
+    return task_id.removeprefix(f"{whole}.")
+
+
 def print_receipt(receipt: dict[str, Any], charged_micro_cny: int) -> None:
+    whole = receipt["task_id"]
+    parts = any(line["usage"]["task_id"] != whole for line in receipt["lines"])
     rows = [
         [
-            str(line["usage"]["attempt"]), line["usage"]["board"], line["usage"]["chip_class"],
+            *([_part_of(whole, line["usage"]["task_id"])] if parts else []), str(line["usage"]["attempt"]), line["usage"]["board"], line["usage"]["chip_class"],
             str(line["usage"]["devices"]), line["usage"]["point_id"],
             time.strftime("%H:%M:%S", time.localtime(line["usage"]["started_s"])),
             f"{line['usage']['device_s']:.3f}", line["tariff_version"],
@@ -160,6 +232,7 @@ def print_receipt(receipt: dict[str, Any], charged_micro_cny: int) -> None:
     table(
         f"凭据 receipt of {receipt['task_id']} ({receipt['outcome']}) for {receipt['tenant']}",
         [
+            *(["part"] if parts else []),
             "attempt",
             "where",
             "chip",
@@ -230,6 +303,9 @@ def print_twin(report: dict[str, Any]) -> None:
     ]  # fmt: skip
     names = ["data centre", "region", "devices", "leased", "device-hours", "tasks", "attempts", "chips"]
     table("in the scenario's hours", names, rows)
+    if "services" in report:
+        rows = [[str(value) for value in own.values()] for own in report["services"]]
+        table("服务 services", [name.replace("_", " ") for name in report["services"][0]], rows)
     for path in report.get("files", ()):
         print(f"  wrote {path}")
 

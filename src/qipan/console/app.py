@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import secrets
 import time
 from collections.abc import AsyncIterator, Hashable
@@ -18,15 +19,17 @@ from starlette.staticfiles import StaticFiles
 
 from qipan.client import AsyncClient
 from qipan.console.form import EXAMPLE, FIELDS, fields_of, with_field
-from qipan.console.guard import BODY_BYTES_MAX, Guard
+from qipan.console.guard import BODY_BYTES_MAX, VISITOR, Guard
 from qipan.console.reads import Reads
 from qipan.console.sayings import say
+from qipan.console.visitors import Visitor, Visitors
 from qipan.console.words import LANGUAGES, word
 from qipan.errors import InvalidInput, NotAllowed, NotFound, OverLimit, QipanError
 from qipan.quantities import format_bytes, format_duration, format_money
 from qipan.shared import Watch
 
 HERE = Path(__file__).parent
+log = logging.getLogger("qipan.console")
 PAGES = ("board", "submit", "tasks", "supply", "prices", "money", "decisions", "people")
 LIVE_S = 1.0
 POLICIES = (
@@ -58,27 +61,48 @@ class Pages:
         }  # fmt: skip
 
     def html(self, template: str, language: str, **values: Any) -> str:
+        """Of a part of a page."""
         return self._jinja.get_template(template).render(
             t=partial(word, language=language), language=language, pages=PAGES, **values
         )
 
+    def whole(self, template: str, request: Request, status: int = 200, **values: Any) -> HTMLResponse:
+        """A page, with the name of who logged in over it."""
+        visitor: Visitor | None = request.scope.get(VISITOR)
+        person = visitor.person if visitor is not None else ""
+        return HTMLResponse(self.html(template, language_of(request), person=person, **values), status)
+
 
 def make_console(api: AsyncClient, key: str, authority: str) -> FastAPI:
     console = FastAPI(title="Qipan console", docs_url=None, redoc_url=None, openapi_url=None)
-    pages, reads = Pages(), Reads(api)
-    guard = Guard(console, key, authority)
-    console.add_middleware(Guard, key=key, authority=authority)
+    pages = Pages()
+
+    def visitor(client: AsyncClient) -> Visitor:
+        reads = Reads(client)
+        return Visitor(client, reads, Live(pages, reads))
+
+    visitors = Visitors(api, key, authority, visitor)
+    console.add_middleware(Guard, visitors=visitors, authority=authority)
     console.mount("/static", StaticFiles(directory=HERE / "static"))
     add_errors(console, pages)
-    add_door(console, pages, guard)
-    add_pages(console, pages, reads)
-    add_posts(console, pages, api)
+    add_door(console, pages, visitors)
+    add_pages(console, pages)
+    add_posts(console, pages)
     return console
+
+
+def visitor_of(request: Request) -> Visitor:
+    """The guard let nobody without one to this page."""
+    found: Visitor = request.scope[VISITOR]
+    return found
 
 
 def add_errors(console: FastAPI, pages: Pages) -> None:
     @console.exception_handler(QipanError)
     async def ours(request: Request, error: QipanError) -> Response:
+        visitor: Visitor | None = request.scope.get(VISITOR)
+        if visitor is not None and visitor.over:
+            return RedirectResponse("/login", 303)
         return wrong(request, str(error), STATUS.get(type(error), 502))
 
     @console.exception_handler(HTTPException)
@@ -86,21 +110,85 @@ def add_errors(console: FastAPI, pages: Pages) -> None:
         return wrong(request, str(error.detail), error.status_code)
 
     def wrong(request: Request, text: str, status: int) -> Response:
-        return HTMLResponse(pages.html("wrong.html", language_of(request), page="", text=text), status)
+        return pages.whole("wrong.html", request, status, page="", text=text)
 
 
-def add_door(console: FastAPI, pages: Pages, guard: Guard) -> None:
+def add_door(console: FastAPI, pages: Pages, visitors: Visitors) -> None:
     @console.get("/enter")
     def door(request: Request) -> Response:
-        return HTMLResponse(pages.html("enter.html", language_of(request), page=""))
+        return pages.whole("enter.html", request, page="", here="/enter")
 
     @console.post("/enter")
     async def enter(request: Request) -> Response:
-        if not guard.fits((await posted(request)).get("key", "")):
-            return HTMLResponse(pages.html("enter.html", language_of(request), page=""), 403)
-        answer = RedirectResponse("/", 303)
-        answer.set_cookie(guard.cookie, guard.key, httponly=True, samesite="strict")
+        if not visitors.fits((await posted(request)).get("key", "")):
+            return pages.whole("enter.html", request, 403, page="", here="/enter")
+        return await entered(request, visitors.key_cookie, visitors.key, visitors.login_cookie)
+
+    @console.get("/login")
+    async def login_page(request: Request) -> Response:
+        return await login(request)
+
+    async def login(request: Request, refused: QipanError | None = None, user: str = "") -> Response:
+        status = 200 if refused is None else 429 if isinstance(refused, OverLimit) else STATUS.get(type(refused), 502)  # fmt: skip
+        issuer = (await visitors.provider() or {}).get("issuer", "")
+        return pages.whole("login.html", request, status, page="", here="/login", user=user[:64], issuer=issuer, error=str(refused or ""))  # fmt: skip
+
+    @console.post("/login")
+    async def log_in(request: Request) -> Response:
+        """The board counts the tries and says no in its own words."""
+        fields = await posted(request)
+        user = fields.get("user", "")
+        try:
+            secret = await visitors.log_in(user, fields.get("password", ""))
+        except QipanError as refused:
+            return await login(request, refused, user)
+        return await entered(request, visitors.login_cookie, secret, visitors.key_cookie)
+
+    @console.post("/login/code")
+    async def begin_code(request: Request) -> Response:
+        try:
+            secret = await visitors.begin_flow()
+        except QipanError as refused:
+            return await login(request, refused)
+        answer = RedirectResponse("/login/code", 303)
+        answer.set_cookie(visitors.flow_cookie, secret, httponly=True, samesite="strict")
         return answer
+
+    @console.get("/login/code")
+    async def code(request: Request) -> Response:
+        """Shows the code, and itself again until the person has approved it at the provider."""
+        try:
+            found = await visitors.look_at_flow(request.headers)
+        except QipanError as refused:
+            return await login(request, refused)
+        if isinstance(found, str):
+            answer = await entered(request, visitors.login_cookie, found, visitors.key_cookie)
+            answer.delete_cookie(visitors.flow_cookie, httponly=True, samesite="strict")
+            return answer
+        return pages.whole("code.html", request, page="", here="/login/code", flow=found)
+
+    @console.post("/logout")
+    async def log_out(request: Request) -> Response:
+        await end_session(request)
+        answer = RedirectResponse("/login", 303)
+        for cookie in (visitors.login_cookie, visitors.key_cookie):
+            answer.delete_cookie(cookie, httponly=True, samesite="strict")
+        return answer
+
+    async def entered(request: Request, cookie: str, secret: str, other: str) -> Response:
+        """As somebody else than before, if anybody: that session ends, and the other way in is forgotten.  Else who logged in where the
+        owner was would be the owner once their session is over."""
+        await end_session(request)
+        answer = RedirectResponse("/", 303)
+        answer.set_cookie(cookie, secret, httponly=True, samesite="strict")
+        answer.delete_cookie(other, httponly=True, samesite="strict")
+        return answer
+
+    async def end_session(request: Request) -> None:
+        try:
+            await visitors.log_out(request.headers)
+        except QipanError as error:
+            log.info("a session ended here and not at the board: %s", error)
 
     @console.get("/language/{language}")
     def speak(language: str, to: str = "/") -> Response:
@@ -112,14 +200,11 @@ def add_door(console: FastAPI, pages: Pages, guard: Guard) -> None:
         return answer
 
 
-def add_pages(console: FastAPI, pages: Pages, reads: Reads) -> None:
-    watched = Live(pages, reads)
-
+def add_pages(console: FastAPI, pages: Pages) -> None:
     async def shown(request: Request, page: str, query: dict[str, Any], **more: Any) -> Response:
-        values = {"key": None, "what_if": None, "policies": POLICIES, **await reads.of(page, query), **more}
-        return HTMLResponse(
-            pages.html(f"{page}.html", language_of(request), page=page, query=urlencode(query), here=str(request.url.path), **values)
-        )  # fmt: skip
+        read = await visitor_of(request).reads.of(page, query)
+        values = {"key": None, "what_if": None, "policies": POLICIES, **read, **more}
+        return pages.whole(f"{page}.html", request, page=page, query=urlencode(query), here=str(request.url.path), **values)  # fmt: skip
 
     @console.get("/")
     async def board(request: Request) -> Response:
@@ -127,8 +212,8 @@ def add_pages(console: FastAPI, pages: Pages, reads: Reads) -> None:
 
     @console.get("/submit")
     async def submit(request: Request) -> Response:
-        return HTMLResponse(
-            pages.html("submit.html", language_of(request), page="submit", form=FIELDS, values=fields_of(EXAMPLE), text=EXAMPLE, error="", plan=None, draft=secrets.token_hex(12))
+        return pages.whole(
+            "submit.html", request, page="submit", form=FIELDS, values=fields_of(EXAMPLE), text=EXAMPLE, error="", plan=None, draft=secrets.token_hex(12)
         )  # fmt: skip
 
     @console.get("/tasks/{task_id}")
@@ -137,7 +222,7 @@ def add_pages(console: FastAPI, pages: Pages, reads: Reads) -> None:
 
     @console.get("/decisions/what-if")
     async def what_if(request: Request, policy: str = POLICIES[0]) -> Response:
-        told = await reads.api.call("GET", "/whatif", None, policy=policy[:40])
+        told = await visitor_of(request).api.call("GET", "/whatif", None, policy=policy[:40])
         return await shown(request, "decisions", {}, what_if=told)
 
     @console.get("/live/{page}")
@@ -147,7 +232,7 @@ def add_pages(console: FastAPI, pages: Pages, reads: Reads) -> None:
         query = dict(request.query_params)
         if page == "task":
             query["task_id"] = one_part(query.get("task_id", ""))
-        changes = watched.follow(page, query, language_of(request))
+        changes = visitor_of(request).live.follow(page, query, language_of(request))
         return StreamingResponse(changes, media_type="text/event-stream", headers={"x-accel-buffering": "no"})
 
     @console.get("/{page}")
@@ -190,7 +275,7 @@ class Live:
         return f"event: {event}\ndata: {json.dumps(now, ensure_ascii=False)}\n\n"
 
 
-def add_posts(console: FastAPI, pages: Pages, api: AsyncClient) -> None:
+def add_posts(console: FastAPI, pages: Pages) -> None:
     @console.post("/draft")
     async def draft(request: Request) -> Response:
         """A changed form field or text -> the text, the fields, the plan as HTML."""
@@ -200,7 +285,7 @@ def add_posts(console: FastAPI, pages: Pages, api: AsyncClient) -> None:
             if "changed" in fields:
                 text = with_field(text, fields["changed"], fields.get("value", ""))
             values = fields_of(text)
-            plan = await api.call("POST", "/plan", {"text": text})
+            plan = await visitor_of(request).api.call("POST", "/plan", {"text": text})
         except QipanError as refused:
             error = str(refused)
         html = pages.html("plan.html", language_of(request), plan=plan, error=error)
@@ -214,38 +299,38 @@ def add_posts(console: FastAPI, pages: Pages, api: AsyncClient) -> None:
         text = fields.get("text", "")
         key = draft_key(fields.get("page", ""), text)
         try:
-            answer = await api.call("POST", "/tasks", {"text": text, "key": key})
+            answer = await visitor_of(request).api.call("POST", "/tasks", {"text": text, "key": key})
         except QipanError as refused:
             try:
                 values = fields_of(text)
             except InvalidInput:
                 values = dict.fromkeys(FIELDS, "")
-            page = pages.html("submit.html", language_of(request), page="submit", form=FIELDS, values=values, text=text, error=str(refused), plan=None, draft=secrets.token_hex(12))  # fmt: skip
-            return HTMLResponse(page, 422)
+            return pages.whole("submit.html", request, 422, page="submit", form=FIELDS, values=values, text=text, error=str(refused), plan=None, draft=secrets.token_hex(12))  # fmt: skip
         return RedirectResponse(f"/tasks/{answer['task_id']}", 303)
 
     @console.post("/tasks/{task_id}/cancel")
-    async def cancel(task_id: str) -> Response:
-        await api.call("POST", f"/tasks/{one_part(task_id)}/cancel")
+    async def cancel(request: Request, task_id: str) -> Response:
+        await visitor_of(request).api.call("POST", f"/tasks/{one_part(task_id)}/cancel")
         return RedirectResponse(f"/tasks/{task_id}", 303)
 
     @console.post("/people/{tenant}/key")
     async def make_key(request: Request, tenant: str) -> Response:
+        api = visitor_of(request).api
         made = await api.call("POST", f"/people/{quote(tenant, safe='')}/key")
         values = {**await api.call("GET", "/people"), **await api.call("GET", "/webhooks")}
-        return HTMLResponse(
-            pages.html("people.html", language_of(request), page="people", query="", key=made, **values)
-        )
+        return pages.whole("people.html", request, page="people", query="", key=made, **values)
 
     @console.post("/tasks/{task_id}/budget")
     async def budget(request: Request, task_id: str) -> Response:
         most = (await posted(request)).get("max_cost", "")
-        await api.call("POST", f"/tasks/{one_part(task_id)}/budget", None, max_cost=most[:40])
+        await visitor_of(request).api.call(
+            "POST", f"/tasks/{one_part(task_id)}/budget", None, max_cost=most[:40]
+        )
         return RedirectResponse(f"/tasks/{task_id}", 303)
 
     @console.get("/tasks/{task_id}/receipt.json")
-    async def receipt(task_id: str) -> Response:
-        bill = await api.call("GET", f"/tasks/{one_part(task_id)}/bill")
+    async def receipt(request: Request, task_id: str) -> Response:
+        bill = await visitor_of(request).api.call("GET", f"/tasks/{one_part(task_id)}/bill")
         named = {"content-disposition": f'attachment; filename="{bill["receipt"]["task_id"]}.receipt.json"'}
         return Response(json.dumps(bill["receipt"], indent=1), headers=named, media_type="application/json")
 

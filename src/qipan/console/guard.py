@@ -1,11 +1,11 @@
-"""Who may open the console: a key from the address printed at the start, kept in a cookie that no script reads."""
-
-import hmac
-from http.cookies import CookieError, SimpleCookie
+"""Who may open the console: who has the key from the address printed at the start, or logged in; both are kept in cookies that no
+script reads."""
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from qipan.console.visitors import Visitors
 
 #: nothing but what this console serves itself; no inline script or style, no frame around it, no other form target
 POLICY = (
@@ -21,14 +21,15 @@ HEADERS = {
     "permissions-policy": "camera=(), microphone=(), geolocation=()",
 }
 BODY_BYTES_MAX = 4 << 20  # a percent-encoded task file of the largest size
-OPEN_PATHS = ("/enter", "/static/")
+OPEN_PATHS = ("/enter", "/login", "/logout", "/language/", "/static/")
+VISITOR = "qipan.visitor"  # of the scope: whose request it is; None on an open path
 
 
 class Guard:
     """`authority` is this console's own host and port: another name that leads here is refused (DNS rebinding)."""
 
-    def __init__(self, app: ASGIApp, key: str, authority: str) -> None:
-        self.app, self.key, self.authority = app, key, authority
+    def __init__(self, app: ASGIApp, visitors: Visitors, authority: str) -> None:
+        self.app, self.visitors, self.authority = app, visitors, authority
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -57,21 +58,9 @@ class Guard:
             return Response("content-length must be a number of bytes", 400)
         if posts and ("transfer-encoding" in headers or int(length) > BODY_BYTES_MAX):
             return Response(f"give a content-length of at most {BODY_BYTES_MAX} bytes", 413)
-        if scope["path"].startswith(OPEN_PATHS) or self.knows(headers):
+        scope[VISITOR] = self.visitors.of(headers)
+        if scope["path"].startswith(OPEN_PATHS) or scope[VISITOR] is not None:
             return None
-        return Response("enter with the key first", 403) if posts else RedirectResponse("/enter", 303)
-
-    def knows(self, headers: Headers) -> bool:
-        try:
-            cookie = SimpleCookie(headers.get("cookie", "")).get(self.cookie)
-        except CookieError:
-            return False
-        return cookie is not None and self.fits(cookie.value)
-
-    def fits(self, key: str) -> bool:
-        return hmac.compare_digest(key.encode(), self.key.encode())
-
-    @property
-    def cookie(self) -> str:
-        """Cookies do not tell ports apart, so the name does."""
-        return f"qipan_{self.authority.rpartition(':')[2]}"
+        return (
+            Response("enter with the key or log in first", 403) if posts else RedirectResponse("/enter", 303)
+        )

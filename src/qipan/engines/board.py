@@ -67,6 +67,8 @@ class BoardEngine:
             message = decode(body)
             assert isinstance(message, Fact)
             self._waiting.append((seq, message))
+        if not self._waiting:
+            return []
         self._waiting = [(seq, fact) for seq, fact in self._waiting if seq > after]
         return list(self._waiting)
 
@@ -76,6 +78,11 @@ class BoardEngine:
         behind, self._behind = self._behind, False
         before, self._child_start = self._child_start, self._link.heard_from()
         return behind or before not in (0, self._child_start)
+
+    @property
+    def waiting(self) -> int:
+        """Commands that the child has not taken yet."""
+        return self._link.unacknowledged
 
     def flush(self, now_s: float) -> float | None:
         """Send and acknowledge.  Called after what `observe` gave was stored.  Returns when to call again."""
@@ -108,6 +115,11 @@ class ParentLink:
         """Send and acknowledge.  Called after what `commands` gave was stored.  Returns when to call again."""
         self._link.flush(now_s)
         return self._link.next_send_s()
+
+    @property
+    def waiting(self) -> int:
+        """Reports that the parent has not taken yet."""
+        return self._link.unacknowledged
 
     @property
     def acknowledged(self) -> int:

@@ -4,6 +4,8 @@ by the shim."""
 import os
 from pathlib import Path
 
+from qipan.engines.processes import descendants, stat_of
+
 ROOT = Path("/sys/fs/cgroup/cpu")
 PERIOD_US = 20_000  # short, so that ranks that wait for each other are held back together
 
@@ -42,6 +44,17 @@ def remove_group(path: str) -> bool:
 def groups(prefix: str) -> list[str]:
     """Groups whose names begin so, left by an earlier run or still in use."""
     return sorted(str(path) for path in ROOT.glob(f"{prefix}*")) if ROOT.exists() else []
+
+
+def cpu_s_below(root: int) -> float:
+    """Processor seconds of all processes below `root`, of those they reaped too."""
+    ticks = 0
+    for pid in descendants(root):
+        try:
+            ticks += sum(map(int, stat_of(pid)[11:15]))
+        except OSError:
+            continue  # it ended while we looked
+    return ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _limit(group: Path, share: float) -> None:

@@ -1,5 +1,5 @@
-"""A Kubernetes cluster below a board, by its API (HTTP).  A lease is a Job whose pods ask for the devices as extended
-resources; with `queue` it is suspended and admitted by Kueue.  What is written is applied on the server's side, so
+"""A Kubernetes cluster below a board, by its API (HTTP).  A lease is a Job whose pods, one on each node, ask for the devices as
+extended resources; with `queue` it is suspended and admitted by Kueue, all pods or none.  What is written is applied on the server's side, so
 asking twice is asking once; what is there is listed once and then watched from its resourceVersion.
 
 The engine's folder is a volume claim that the pods mount under the same path; the supervisor lies in it, so an image needs
@@ -8,7 +8,6 @@ Python and the task's own software only.
 
 import json
 import math
-import shutil
 import ssl
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -17,10 +16,11 @@ from typing import Any
 
 import httpx
 
-from qipan.engines.launcher import Hold
-from qipan.engines.queue import Job, View, on_one_node, one_node_environment, options_of, share_of
+from qipan.engines.launcher import Hold, installed, supervisor
+from qipan.engines.queue import Job, View, gang_command, gang_environment, nodes_of, options_of, share_of
 from qipan.errors import QipanError
 from qipan.hardware import BoardSpec, ChipClassId, Pool
+from qipan.leases import Out
 
 LIMIT_S = 20.0
 WATCH_S = 1
@@ -66,8 +66,6 @@ class Kubernetes:
         self._pods = Watched(self, "/api/v1/pods")
 
     def submit(self, hold: Hold) -> str:
-        folder = Path(self._options.folder)
-        shutil.copy(Path(__file__).with_name("shim.py"), folder / "shim.py")
         path = f"/apis/batch/v1/namespaces/{self._options.namespace}/jobs/{hold.name}"
         self.ask(
             "PATCH", path, params={"fieldManager": MANAGER, "force": "true"}, content=json.dumps(self.manifest(hold)),
@@ -76,39 +74,50 @@ class Kubernetes:
         return hold.name
 
     def manifest(self, hold: Hold) -> dict[str, Any]:
-        """The Job of a lease: its devices on one node."""
+        """The Job of a lease: its devices evenly on as many nodes, a pod on each."""
         options, pool = self._options, self._pools[hold.need.chip_class]
-        if hold.need.devices > pool.devices_per_node:
-            raise QipanError(
-                f"{hold.need.devices} devices do not lie on one node of {pool.chip_class}; a lease on Kubernetes is on one"
-            )
+        nodes = nodes_of(hold.need, pool)
         labels = {"app.kubernetes.io/managed-by": MANAGER, "qipan.io/task": hold.task_id[:63]}
         if options.queue:
             labels["kueue.x-k8s.io/queue-name"] = options.queue
-        devices = {resource_of(pool): str(hold.need.devices)}
-        container = {
+        devices = {resource_of(pool): str(hold.need.devices // nodes)}
+        container: dict[str, Any] = {
             "name": "supervisor",
             "image": options.image,
-            "command": [options.python, "-S", f"{options.folder}/shim.py", "--hold", str(hold.folder)],
+            "command": supervisor(
+                options.python, "--hold", str(hold.folder), str(nodes), folder=installed(Path(options.folder))
+            ),
+            "env": [_field("QIPAN_NODE_ADDRESS", "status.podIP")],
             "resources": {"limits": devices, "requests": devices},
             "volumeMounts": [{"name": "qipan", "mountPath": options.folder}],
         }
-        pod = {
+        pod: dict[str, Any] = {
             "restartPolicy": "Never",
             "terminationGracePeriodSeconds": 60,
             "containers": [container],
             "volumes": [{"name": "qipan", "persistentVolumeClaim": {"claimName": options.claim}}],
         }
+        spec: dict[str, Any] = {
+            "backoffLimit": 0,
+            "suspend": bool(options.queue),
+            "ttlSecondsAfterFinished": 600,
+            "template": {"metadata": {"labels": labels}, "spec": pod},
+        }
+        if nodes > 1:
+            labels["qipan.io/lease"] = hold.name[-63:].strip("-")
+            container["env"].append(
+                _field("QIPAN_NODE_RANK", "metadata.annotations['batch.kubernetes.io/job-completion-index']")
+            )
+            beside = {"labelSelector": {"matchLabels": {"qipan.io/lease": labels["qipan.io/lease"]}}, "topologyKey": "kubernetes.io/hostname"}  # fmt: skip
+            pod["affinity"] = {
+                "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [beside]}
+            }
+            spec |= {"parallelism": nodes, "completions": nodes, "completionMode": "Indexed"}
         return {
             "apiVersion": "batch/v1",
             "kind": "Job",
             "metadata": {"name": hold.name, "namespace": options.namespace, "labels": labels},
-            "spec": {
-                "backoffLimit": 0,
-                "suspend": bool(options.queue),
-                "ttlSecondsAfterFinished": 600,
-                "template": {"metadata": {"labels": labels}, "spec": pod},
-            },
+            "spec": spec,
         }
 
     def cancel(self, job_id: str) -> None:
@@ -121,37 +130,56 @@ class Kubernetes:
             name = str(job["metadata"]["name"])
             if name.startswith(prefix):
                 jobs[name] = _job(name, job.get("status") or {}, job.get("spec") or {})
-        return View(jobs, self._usable(prefix))
-
-    def _usable(self, prefix: str) -> dict[ChipClassId, int]:
-        """The share of what ready nodes have, less what others' pods hold or wait for."""
         nodes = self.ask("GET", "/api/v1/nodes").json()["items"]
         pods = [
             pod
             for pod in self._pods.look()
             if (pod.get("status") or {}).get("phase") in ("Pending", "Running", None)
         ]
+        leaving = {
+            str(node["metadata"]["name"]): f"Kubernetes has cordoned {node['metadata']['name']}"
+            for node in nodes
+            if (node.get("spec") or {}).get("unschedulable")
+        }
+        draining = {
+            str((pod["metadata"].get("labels") or {}).get("batch.kubernetes.io/job-name", "")): leaving[node]
+            for pod in pods
+            for node in [str((pod.get("spec") or {}).get("nodeName", ""))]
+            if node in leaving and str(pod["metadata"]["name"]).startswith(prefix)
+        }
+        out = tuple(
+            Out(chip_class, count, leaving[node["metadata"]["name"]])
+            for node in nodes
+            if node["metadata"]["name"] in leaving
+            for chip_class, pool in self._pools.items()
+            for count in [_allocatable(node, pool)]
+            if count
+        )
+        return View(jobs, self._usable(prefix, nodes, pods), draining, out)
+
+    def _usable(
+        self, prefix: str, nodes: list[dict[str, Any]], pods: list[dict[str, Any]]
+    ) -> dict[ChipClassId, int]:
+        """The share of what ready nodes have, less what others' pods hold there or wait for."""
+        ready = {str(node["metadata"]["name"]) for node in nodes if _ready(node)}
         usable = {}
         for chip_class, pool in self._pools.items():
             resource = resource_of(pool)
-            there = sum(
-                _count((node["status"].get("allocatable") or {}).get(resource, "0"))
-                for node in nodes
-                if _ready(node)
-            )
+            there = sum(_allocatable(node, pool) for node in nodes if node["metadata"]["name"] in ready)
             others = sum(
                 _requested(pod, resource)
                 for pod in pods
                 if not str(pod["metadata"]["name"]).startswith(prefix)
+                and ((pod.get("spec") or {}).get("nodeName") or "") in {"", *ready}
             )
             usable[chip_class] = max(0, min(math.floor(there * self._options.share), there - others))
         return usable
 
     def command(self, hold: Hold, run: str, granted: Mapping[str, object]) -> list[str]:
-        return on_one_node(self._options.python, hold, run)
+        return gang_command(self._options.python, hold, self._pools[hold.need.chip_class], run, granted)
 
     def environment(self, hold: Hold, granted: Mapping[str, object]) -> dict[str, str]:
-        return one_node_environment(granted, "lo")
+        return gang_environment(granted, nodes_of(hold.need, self._pools[hold.need.chip_class]), "")
 
     def inside(self, pool: Pool, devices: int, command: list[str]) -> list[str]:
         raise QipanError(
@@ -234,6 +262,11 @@ def resource_of(pool: Pool) -> str:
     return pool.resource or "nvidia.com/gpu"
 
 
+def _field(name: str, path: str) -> dict[str, Any]:
+    """An environment variable that the kubelet fills in."""
+    return {"name": name, "valueFrom": {"fieldRef": {"fieldPath": path}}}
+
+
 def _key(item: Mapping[str, Any]) -> tuple[str, str]:
     return str(item["metadata"].get("namespace", "")), str(item["metadata"]["name"])
 
@@ -255,6 +288,10 @@ def _ready(node: Mapping[str, Any]) -> bool:
     conditions = node["status"].get("conditions") or []
     ready = any(one["type"] == "Ready" and one["status"] == "True" for one in conditions)
     return ready and not (node.get("spec") or {}).get("unschedulable")
+
+
+def _allocatable(node: Mapping[str, Any], pool: Pool) -> int:
+    return _count((node["status"].get("allocatable") or {}).get(resource_of(pool), "0"))
 
 
 def _requested(pod: Mapping[str, Any], resource: str) -> int:

@@ -1,21 +1,30 @@
 """Plain processes on this machine: a leaf engine whose devices are shares of cores (or the machine's own chips)."""
 
-import json
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from qipan.clock import Clock
+from qipan.engines import alive, sandbox
 from qipan.engines import devices as chips
-from qipan.engines.launcher import Hold, Holding, free_port, read_json, torchrun
+from qipan.engines.attempts import BUSY_EVERY_S
+from qipan.engines.launcher import (
+    Folders,
+    Hold,
+    Holding,
+    begun,
+    free_port,
+    rank_program,
+    supervisor,
+    torchrun,
+)
 from qipan.engines.leaf import LeafEngine
 from qipan.engines.visible import visible
-from qipan.errors import InvalidInput
 from qipan.hardware import BoardSpec, ChipClassId
-from qipan.leases import EngineId
+from qipan.leases import EngineId, Out
+from qipan.probe.busy import BusyDevices
 from qipan.probe.watch import Watch
 from qipan.transfer import Stager
 
@@ -33,21 +42,27 @@ class LocalEngine(LeafEngine):
         quotas: bool | None = None,
         sick: Callable[[], Mapping[ChipClassId, Mapping[int, str]]] | None = None,
         stager: Stager | None = None,
+        busy_every_s: float = BUSY_EVERY_S,
     ) -> None:
         real = [pool.chip_class for pool in board.pools if not pool.cpu_share]
         watch = sick or (Watch(real).sick if real else dict)
         super().__init__(
-            engine, board, folder, clock, checkpoints, Processes(board, quotas), sick=watch, stager=stager
-        )
+            engine, board, folder, clock, checkpoints, Processes(board, quotas), sick=watch, stager=stager,
+            busy_every_s=busy_every_s,
+        )  # fmt: skip
 
 
 class Processes:
     """The launcher of this machine: one supervisor (shim) in a session of its own per attempt."""
 
+    picks = False
+
     def __init__(self, board: BoardSpec, quotas: bool | None = None) -> None:
         self._pools = {pool.chip_class: pool for pool in board.pools}
-        self._sandboxed = _sandbox_of(board)
+        self._sandboxed = sandbox.wanted(board)
+        self.in_place = not self._sandboxed  # a sandbox is closed once it runs
         self._quotas = chips.quotas_available() if quotas is None else quotas
+        self._busy = BusyDevices()
         self._shims: list[subprocess.Popen[bytes]] = []
         #: groups whose attempt ended; removed once their last process has left
         self._empty_groups: list[str] = []
@@ -58,6 +73,12 @@ class Processes:
 
     def devices(self) -> Mapping[ChipClassId, int]:
         return {chip_class: pool.devices for chip_class, pool in self._pools.items()}
+
+    def draining(self, hold: Hold) -> str:
+        return ""
+
+    def out(self) -> tuple[Out, ...]:
+        return ()
 
     def environment(self, hold: Hold) -> dict[str, str]:
         kept = {
@@ -78,6 +99,9 @@ class Processes:
             return ["bash", "-c", run]
         return torchrun(sys.executable, 1, len(hold.devices), f"127.0.0.1:{free_port()}", enter=True)
 
+    def rank(self, hold: Hold) -> list[str] | None:
+        return rank_program(sys.executable) if self.in_place else None
+
     def groups(self, hold: Hold) -> tuple[str, list[str], list[float]]:
         share = self._pools[hold.need.chip_class].cpu_share
         shares = (share,) * len(hold.devices) if share else ()
@@ -91,25 +115,42 @@ class Processes:
     def look(self, hold: Hold) -> Holding:
         return Holding("held")
 
-    def start(self, hold: Hold, attempt: Path) -> None:
+    def start(self, hold: Hold, attempt: Folders) -> None:
         if self._sandboxed:
-            sandbox(attempt)
+            sandbox.enclose(attempt)
         shim = subprocess.Popen(
-            [sys.executable, "-S", str(Path(__file__).with_name("shim.py")), str(attempt)],
-            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(attempt / "shim.err").open("w"),
+            supervisor(sys.executable, str(attempt.control)),
+            stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(attempt.control / "shim.err").open("w"),
             start_new_session=True,
         )  # fmt: skip
         self._shims.append(shim)
 
-    def lives(self, hold: Hold, attempt: Path) -> bool:
-        """Whether a supervisor of this attempt runs: its pid may have been given away, so its command is read."""
-        mark, pid = str(attempt).encode(), read_json(attempt / "pid.json")
-        found = (
-            [f"/proc/{pid['shim']}/cmdline"]
-            if pid
-            else [str(at) for at in Path("/proc").glob("[0-9]*/cmdline")]
-        )
-        return any(mark in _read(path) for path in found)
+    def beside(self) -> None:
+        """It is the same machine."""
+
+    def lives(self, hold: Hold, attempt: Folders) -> bool:
+        return self._supervisor(attempt) > 0
+
+    def left(self, hold: Hold, attempt: Folders) -> list[int]:
+        return alive.left_of(attempt.task, self._supervisor(attempt))
+
+    def end(self, hold: Hold, attempt: Folders) -> None:
+        alive.end(attempt.task, self._supervisor(attempt))
+
+    def _supervisor(self, attempt: Folders) -> int:
+        """Its pid, 0 when it is gone: the pid may have been given away, so its command is read."""
+        mark, known = str(attempt.control).encode(), begun(attempt)
+        found = [known.shim] if known else [int(at) for at in os.listdir("/proc") if at.isdigit()]
+        return next((at for at in found if mark in _read(f"/proc/{at}/cmdline").split(b"\0")), 0)
+
+    def busy_s(self, hold: Hold, attempt: Folders) -> float | None:
+        """Of shares of cores the processor time of the attempt's processes, in devices; of chips what their tool says."""
+        pool, known = self._pools[hold.need.chip_class], begun(attempt)
+        if pool.cpu_share and known is not None:
+            return chips.cpu_s_below(known.shim) / pool.cpu_share
+        if hold.need.chip_class.startswith("nvidia/"):
+            return self._busy.busy_s(hold.devices)
+        return None
 
     def release(self, hold: Hold) -> None:
         self._empty_groups.append(str(chips.ROOT / hold.name))
@@ -119,58 +160,6 @@ class Processes:
         self._shims = [shim for shim in self._shims if shim.poll() is None]
         self._empty_groups = [group for group in self._empty_groups if not chips.remove_group(group)]
         return not self._empty_groups
-
-
-def _sandbox_of(board: BoardSpec) -> bool:
-    """`engine_options: {sandbox: bubblewrap}`.  Raises InvalidInput."""
-    kind = board.engine_options.get("sandbox", "none")
-    if kind not in ("none", "bubblewrap"):
-        raise InvalidInput(f"board {board.board}: no sandbox {kind[:40]!r}; there are bubblewrap and none")
-    if kind == "bubblewrap" and shutil.which("bwrap") is None:
-        raise InvalidInput(
-            f"board {board.board}: sandbox bubblewrap needs the program bwrap (package bubblewrap); install it, or say none"
-        )
-    return kind == "bubblewrap"
-
-
-def sandbox(attempt: Path) -> None:
-    """The attempt's command runs in bubblewrap: the machine is read-only but for the attempt's folder, its checkpoints, its
-    working folder and a /tmp of its own; what else the board keeps (keys, other tasks) is not there; no rights, no
-    way to signal or see processes outside."""
-    spec = json.loads((attempt / "spec.json").read_text())
-    if spec["command"][0] == "bwrap":
-        return
-    env = spec["env"]
-    store = next((above for above in attempt.parents if (above / "identity").is_dir()), attempt.parent)
-    kept = [str(attempt), env["QIPAN_CHECKPOINT_DIR"], spec["cwd"], spec["group"]]
-    command = [
-        "bwrap",
-        "--ro-bind",
-        "/",
-        "/",
-        "--dev-bind",
-        "/dev",
-        "/dev",
-        "--tmpfs",
-        "/tmp",
-        "--tmpfs",
-        str(store),
-    ]
-    for path in [path for path in kept if path and path != "/"]:
-        command += ["--bind", path, path]
-    command += [
-        "--unshare-user",
-        "--unshare-ipc",
-        "--unshare-uts",
-        "--cap-drop",
-        "ALL",
-        "--new-session",
-        "--die-with-parent",
-    ]
-    if not spec["shares"]:  # a duty cycle is kept from outside by the ranks' own process numbers
-        command += ["--unshare-pid", "--proc", "/proc"]
-    spec["command"] = [*command, "--", *spec["command"]]
-    (attempt / "spec.json").write_text(json.dumps(spec))
 
 
 def _read(path: str) -> bytes:

@@ -44,7 +44,7 @@ def leaf_engine(
         folder.resolve(),
         clock,
         folder.resolve() / "checkpoints" if stager is not None else checkpoints,
-        QueueLauncher(_queue(board), POLL_S.get(board.engine, 2.0)),
+        QueueLauncher(_queue(board, folder.resolve()), POLL_S.get(board.engine, 2.0)),
         wait_s,
         stager=stager,
     )
@@ -52,14 +52,14 @@ def leaf_engine(
 
 def inside(board: BoardSpec, pool: Pool, command: list[str]) -> list[str]:
     """A local command that runs `command` on all devices of a pool of the board's, and waits for it."""
-    return _queue(board).inside(pool, min(pool.devices, pool.devices_per_node), command)
+    return _queue(board, Path()).inside(pool, min(pool.devices, pool.devices_per_node), command)
 
 
-def _queue(board: BoardSpec) -> Queue:
+def _queue(board: BoardSpec, folder: Path) -> Queue:
     if board.engine == "slurm":
         return Slurm(board)
     if board.engine == "ray":
-        return Ray(board)
+        return Ray(board, folder)
     if board.engine == "kubernetes":
         return Kubernetes(board)
     raise InvalidInput(f"board {board.board}: no engine {board.engine!r} runs tasks here")

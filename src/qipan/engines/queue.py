@@ -6,20 +6,26 @@ tasks go on when the queue's daemons are gone, and the lease ends them even then
 under the same path by the nodes of the queue (a shared file system).
 """
 
+import logging
+import math
 import os
 import queue
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Literal, Protocol
 
-from qipan.engines.launcher import Hold, Holding, free_port, read_json, torchrun, write_text
+from qipan.curves import Need
+from qipan.engines.launcher import Folders, Hold, Holding, ended, free_port, read_json, torchrun, write_text
 from qipan.errors import InvalidInput, QipanError
 from qipan.hardware import BoardSpec, ChipClassId, Pool
+from qipan.leases import Out
 
 POLL_S = 2.0
+AGAIN_S = 1.0  # after a look that failed
+
+log = logging.getLogger("qipan.queue")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +41,13 @@ class Job:
 @dataclass(frozen=True, slots=True)
 class View:
     """One look at a queue.  `jobs`: name -> job, of those whose names begin with the prefix asked for.  `usable`:
-    devices that our tasks may use now, those in use included."""
+    devices that our tasks may use now, those in use included, those on nodes that are to go not.  `draining`: name of a job on
+    such a node -> why.  `out`: the devices of such nodes."""
 
     jobs: Mapping[str, Job] = field(default_factory=dict)
     usable: Mapping[ChipClassId, int] = field(default_factory=dict)
+    draining: Mapping[str, str] = field(default_factory=dict)
+    out: tuple[Out, ...] = ()
 
 
 class Queue(Protocol):
@@ -91,19 +100,51 @@ def options_of(board: BoardSpec, known: Sequence[str], needed: Sequence[str] = (
     return given
 
 
-def on_one_node(python: str, hold: Hold, run: str) -> list[str]:
-    """What a supervisor starts whose devices lie on its own node."""
+def nodes_of(need: Need, pool: Pool) -> int:
+    """The fewest nodes of the pool on which the devices lie evenly, with no more on each than the task wants."""
+    wanted = [number for number in (need.devices_per_node, pool.devices_per_node) if number]
+    per_node, devices = min(wanted, default=need.devices), need.devices
+    return next(
+        nodes for nodes in range(max(1, math.ceil(devices / per_node)), devices + 1) if devices % nodes == 0
+    )
+
+
+#: torchrun would ask each node by its host's name whether the rendezvous is its own, and tell others that name: neither need
+#: lead anywhere.  These are its options as variables.
+MEETING = (
+    'export PET_RDZV_CONF=is_host=$(({rank} == 0)); [ -z "$QIPAN_NODE_ADDRESS" ] || export PET_LOCAL_ADDR=$QIPAN_NODE_ADDRESS;'
+    ' exec "$@"'
+)
+
+
+def gang_command(
+    python: str,
+    hold: Hold,
+    pool: Pool,
+    run: str,
+    granted: Mapping[str, object],
+    rank: str = "${QIPAN_NODE_RANK:-0}",
+) -> list[str]:
+    """What the supervisor on each node of a hold starts.  `rank`: the node's, as shell."""
     if run:
         return ["bash", "-c", run]
-    return torchrun(python, 1, hold.need.devices, f"127.0.0.1:{free_port()}", enter=False)
+    nodes = nodes_of(hold.need, pool)
+    host = "127.0.0.1" if nodes == 1 else str(granted.get("host", ""))
+    start = torchrun(python, nodes, hold.need.devices // nodes, f"{host}:{free_port()}", enter=False)
+    return start if nodes == 1 else ["bash", "-c", MEETING.format(rank=rank), "bash", *start]
 
 
-def one_node_environment(granted: Mapping[str, object], interface: str) -> dict[str, str]:
+def gang_environment(granted: Mapping[str, object], nodes: int, interface: str) -> dict[str, str]:
+    """`interface`: gloo's, where several nodes do not find theirs by themselves."""
+    hosts = granted.get("hosts")
     return {
-        "QIPAN_NUM_NODES": "1",
+        "QIPAN_NUM_NODES": str(nodes),
+        "QIPAN_NODE_ADDRESSES": ",".join(map(str, hosts))
+        if nodes > 1 and isinstance(hosts, list)
+        else "127.0.0.1",
         "QIPAN_DEVICES": str(granted.get("devices", "")),
-        "MASTER_ADDR": "127.0.0.1",
-        "GLOO_SOCKET_IFNAME": interface,
+        "MASTER_ADDR": "127.0.0.1" if nodes == 1 else str(granted.get("host", "")),
+        "GLOO_SOCKET_IFNAME": interface or ("lo" if nodes == 1 else ""),
     }
 
 
@@ -115,12 +156,18 @@ def python_path() -> dict[str, str]:
 class QueueLauncher:
     """The launcher over a `Queue`.  One thread speaks to it, so that a slow daemon never holds up the board."""
 
+    picks = True
+    in_place = False
+
     def __init__(self, queue_: Queue, poll_s: float = POLL_S) -> None:
         self._queue = queue_
         self._poll_s = poll_s
         self._prefix = ""
-        self._view = View()
-        self._looked_s = float("-inf")  # when the newest look began, on the monotonic clock
+        self._view: View | None = None  # until the queue has answered
+        self._looked_s = float("-inf")  # when the newest look that it answered began, on the monotonic clock
+        self._next_look_s = float("-inf")
+        self._away = ""  # why the last thing asked of the queue failed
+        self._adopted: Sequence[Hold] = ()
         self._known: set[str] = set()
         self._refused: dict[str, str] = {}  # hold -> why it could not be asked for
         self._asked_s: dict[str, float] = {}
@@ -130,25 +177,28 @@ class QueueLauncher:
     # ---- what the leaf engine calls --------------------------------------------------------------------------------
 
     def adopt(self, prefix: str, holds: Sequence[Hold]) -> None:
-        self._prefix = prefix
+        self._prefix, self._adopted = prefix, holds
         self._known = {hold.name for hold in holds}
         self._look()
-        for name, job in sorted(self._view.jobs.items()):
-            if name not in self._known and job.state in ("waiting", "running"):
-                self._orders.put(lambda job_id=job.job_id: self._queue.cancel(job_id))  # type: ignore[misc]
-        for hold in holds:
-            if hold.name not in self._view.jobs and read_json(hold.folder / "granted.json") is None:
-                self.hold(hold)  # the engine died before it had asked
         self._thread.start()
 
-    def devices(self) -> Mapping[ChipClassId, int]:
-        return self._view.usable
+    def devices(self) -> Mapping[ChipClassId, int] | None:
+        return self._view.usable if self._view is not None else None
+
+    def draining(self, hold: Hold) -> str:
+        return self._view.draining.get(hold.name, "") if self._view is not None else ""
+
+    def out(self) -> tuple[Out, ...]:
+        return self._view.out if self._view is not None else ()
 
     def environment(self, hold: Hold) -> dict[str, str]:
         return self._queue.environment(hold, read_json(hold.folder / "granted.json") or {})
 
     def command(self, hold: Hold, run: str) -> list[str]:
         return self._queue.command(hold, run, read_json(hold.folder / "granted.json") or {})
+
+    def rank(self, hold: Hold) -> list[str] | None:
+        return None  # a job has the devices that it was given
 
     def groups(self, hold: Hold) -> tuple[str, list[str], list[float]]:
         return "", [], []
@@ -163,24 +213,35 @@ class QueueLauncher:
             return Holding("held")
         if hold.name in self._refused:
             return Holding("gone", self._refused[hold.name])
-        job = self._view.jobs.get(hold.name)
+        job = self._job(hold)
         if job is not None and job.state in ("ended", "lost"):
             return Holding("gone", job.why or "its job ended before it had devices")
-        return Holding("waiting", job.why if job is not None else "")
+        return Holding("waiting", self._away or (job.why if job is not None else ""))
 
-    def start(self, hold: Hold, attempt: Path) -> None:
-        write_text(hold.folder / "go", str(attempt))
+    def start(self, hold: Hold, attempt: Folders) -> None:
+        write_text(hold.folder / "go", str(attempt.control))
 
-    def lives(self, hold: Hold, attempt: Path) -> bool | None:
-        if (attempt / "exit.json").exists():
+    def beside(self) -> None:
+        raise InvalidInput(
+            "the task runs in a job of the site's own scheduler; use that one's way in (srun --overlap --jobid, ray, kubectl exec)"
+        )
+
+    def lives(self, hold: Hold, attempt: Folders) -> bool | None:
+        if ended(attempt) is not None:
             return True  # the engine has yet to read it
-        job = self._view.jobs.get(hold.name)
+        job = self._job(hold)
         if job is None:
             asked_s = self._asked_s.get(hold.name, float("-inf"))
             return None if self._looked_s > asked_s + self._poll_s else True
         if job.state == "lost":
             return None
         return job.state != "ended"
+
+    def left(self, hold: Hold, attempt: Folders) -> None:
+        """The queue ends what its jobs leave behind."""
+
+    def end(self, hold: Hold, attempt: Folders) -> None:
+        """As above."""
 
     def release(self, hold: Hold) -> None:
         self._known.discard(hold.name)
@@ -189,31 +250,36 @@ class QueueLauncher:
         if read_json(hold.folder / "granted.json") is None:
             self._orders.put(lambda: self._take_back(hold.name))
 
+    def busy_s(self, hold: Hold, attempt: Folders) -> float | None:
+        """The queue's own machines do not tell."""
+        return None
+
     def sweep(self) -> bool:
         return True
+
+    def _job(self, hold: Hold) -> Job | None:
+        return self._view.jobs.get(hold.name) if self._view is not None else None
 
     # ---- the thread that speaks to the queue -----------------------------------------------------------------------
 
     def _speak(self) -> None:
         while True:
-            wait_s = max(0.0, self._looked_s + self._poll_s - time.monotonic())
+            wait_s = max(0.0, self._next_look_s - time.monotonic())
             try:
                 order = self._orders.get(timeout=wait_s)
             except queue.Empty:
-                self._look()
-                continue
+                order = self._look
             try:
                 order()
-            except QipanError:
-                continue  # the daemon is away: what was asked shows in the next look, and is asked again or lapses
+            except Exception as error:  # what was asked shows in the next look, and is asked again or lapses
+                self._failed(error)
 
     def _ask(self, hold: Hold) -> None:
         try:
-            job_id = self._queue.submit(hold)
-        except QipanError as error:
-            self._refused[hold.name] = str(error)
-            return
-        (hold.folder / "job").write_text(job_id)
+            self._queue.submit(hold)
+        except Exception as error:
+            self._refused[hold.name] = str(error) or type(error).__name__
+            raise
 
     def _take_back(self, name: str) -> None:
         job = self._queue.look(self._prefix).jobs.get(name)
@@ -223,10 +289,32 @@ class QueueLauncher:
     def _look(self) -> None:
         began_s = time.monotonic()
         try:
-            self._view = self._queue.look(self._prefix)
-        except QipanError:
-            self._looked_s = (
-                began_s - self._poll_s + min(self._poll_s, 1.0)
-            )  # what was seen last stands; soon again
+            view = self._queue.look(self._prefix)
+        except Exception as error:
+            self._next_look_s = began_s + min(self._poll_s, AGAIN_S)  # what was seen last stands; soon again
+            self._failed(error)
             return
-        self._looked_s = began_s
+        first = self._view is None
+        poll_s = (
+            self._poll_s if any(view.usable.values()) else min(self._poll_s, POLL_S)
+        )  # all is gone: soon again
+        self._view, self._looked_s, self._next_look_s, self._away = view, began_s, began_s + poll_s, ""
+        if first:
+            self._take_up(view)
+
+    def _take_up(self, view: View) -> None:
+        """What an engine before this one left in the queue; only now it is known what was asked for."""
+        for name, job in sorted(view.jobs.items()):
+            if name not in self._known and job.state in ("waiting", "running"):
+                self._orders.put(lambda job_id=job.job_id: self._queue.cancel(job_id))  # type: ignore[misc]
+        for hold in self._adopted:
+            asked = hold.name in view.jobs or read_json(hold.folder / "granted.json") is not None
+            if hold.name in self._known and not asked:
+                self.hold(hold)  # the engine died before it had asked
+
+    def _failed(self, error: Exception) -> None:
+        """This thread goes on whatever happens: without it nothing is asked, cancelled or seen."""
+        away = f"its queue could not be asked: {str(error) or type(error).__name__}"
+        if away != self._away:
+            log.warning("%s", away, exc_info=None if isinstance(error, QipanError) else error)
+        self._away = away

@@ -6,14 +6,17 @@ It is its own failure domain: a board's crash does not touch it.
 
 import random
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 from qipan.clock import Clock
 from qipan.curves import Need, Point
+from qipan.engines.simulated_lease import SimulatedLease, SimulatedState
+from qipan.engines.topology import free_blocks, holders, seated, straddles
 from qipan.events import (
     FINAL,
     CapacityChanged,
+    DevicesBusy,
     EngineOffered,
     Fact,
     HeldTask,
@@ -31,18 +34,23 @@ from qipan.events import (
     TaskProgress,
     TasksHeld,
     TaskStarted,
+    decode,
+    encode,
 )
 from qipan.hardware import ChipClassId
-from qipan.leases import EngineId, LeaseId, Offer, Order, Room, TaskId, Usage
+from qipan.leases import UNUSED, EngineId, Offer, Order, Room, TaskId
 from qipan.network import Link
 from qipan.scheduler.moves import move_to
+from qipan.scheduler.tasks import Due
 
 
 @dataclass(frozen=True, slots=True)
 class Behaviour:
     """How simulated attempts differ from their plan.  `start_spread` and `speed_spread` are relative standard
     deviations; `start_share`, `stop_share`, `pace_share`: of the planned seconds and rates, by the source of the task's curve (1 for others);
-    `checkpoint_s` between checkpoints; `report_s` between progress reports (0: only at the end)."""
+    `checkpoint_s` between checkpoints, times what the order says (`checkpoint_longer`); `report_s` between progress reports (0: only at the end); `in_place`: processes go on at
+    another point where both allow it, after newcomers have started, and stand still for what the points say; the change counts as a
+    checkpoint; `straddled`: of the rate, where devices lie over two blocks though one could hold them (with `tiers`)."""
 
     start_share: Mapping[str, float] = field(default_factory=dict)
     stop_share: Mapping[str, float] = field(default_factory=dict)
@@ -51,48 +59,13 @@ class Behaviour:
     speed_spread: float = 0.03
     checkpoint_s: float = 60.0
     report_s: float = 0.0
-
-
-#: of a lease at most: so much is set aside at its end for parking
-PARKING_SHARE = 0.25
-
-
-@dataclass(slots=True)
-class _Held:
-    """One lease, and the attempt that runs in it.  Work counts in seconds at the task's best point."""
-
-    lease_id: LeaseId
-    order: Order
-    needs: tuple[Need, ...]
-    generation: int
-    until_s: float
-    lease_s: float  # how long it was given for
-    point: Point | None = None
-    attempt: int = 0
-    started_s: float = 0.0
-    ready_s: float = 0.0  # first useful progress
-    speed: float = 0.0
-    base_s: float = 0.0  # work in the checkpoint it started from
-    stopping_s: float | None = None  # when the ordered stop is done
-    stop_outcome: Outcome = "parked"
-    resize: Resize | None = None
-    next_report_s: float = 0.0
-
-    def done_s(self, now_s: float) -> float:
-        worked_s = max(0.0, now_s - self.ready_s) if self.point else 0.0
-        return min(self.order.curve.work_s, self.base_s + worked_s * self.speed)
-
-    def park_at_s(self) -> float:
-        """When it must begin to park so that nothing runs once the lease is over."""
-        return self.until_s - (min(self.point.stop_s, self.lease_s * PARKING_SHARE) if self.point else 0.0)
-
-    def end_s(self) -> float:
-        assert self.point is not None
-        return self.ready_s + (self.order.curve.work_s - self.base_s) / self.speed
+    in_place: bool = False
+    straddled: float = 1.0
 
 
 class SimulatedEngine:
-    """`offers`: one per chip class; their `devices` are the engine's."""
+    """`offers`: one per chip class; their `devices` are the engine's.  `tiers`: of classes whose devices stand in nodes and blocks
+    (`topology`); the others' are all alike near."""
 
     def __init__(
         self,
@@ -104,28 +77,39 @@ class SimulatedEngine:
         behaviour: Behaviour = Behaviour(),
         room: Room | None = None,
         links: Mapping[str, Link] = MappingProxyType({}),
+        tiers: Mapping[ChipClassId, tuple[int, ...]] = MappingProxyType({}),
     ) -> None:
         self.engine = engine
         self.site = site
         self._clock = clock
         self._links = links
+        self._tiers = tiers
+        self._offered = offers
+        #: chip class -> task -> which devices it has, of classes with tiers
+        self.where: dict[ChipClassId, dict[TaskId, tuple[int, ...]]] = {chip: {} for chip in tiers}
         self._rng = rng
         self._behaviour = behaviour
-        self._journal: list[Fact] = [EngineOffered(engine, offers, chooses=False)]
+        self._journal: list[Fact] = [
+            EngineOffered(engine, offers, chooses=False, in_place=behaviour.in_place)
+        ]
         if room is not None:
             self._journal.append(StorageOffered(engine, room))
         self.room = room
         self._devices = {offer.chip_class: offer.devices for offer in offers}
-        self._held: dict[TaskId, _Held] = {}
+        self._held: dict[TaskId, SimulatedLease] = {}
+        self._free = dict(self._devices)  # chip class -> devices that nobody holds
         self._generation: dict[TaskId, tuple[int, int]] = {}
         self._checkpoints: dict[TaskId, float] = {}
         self._over: dict[TaskId, str] = {}
         self._attempts: dict[TaskId, int] = {}
-        self._due_s: float | None = None  # when something happens by itself, as of `_due_as_of` changes
-        self._due_as_of = -1
+        self._due = Due(self._event_s, self._held)
         #: counts whatever may have changed what is held or runs here
         self.changes = 0
+        #: every task whose lease or attempt here began, ended or took other devices, in order
+        self.changed: list[TaskId] = []
         self.finished: list[TaskId] = []
+        #: every order to park a running attempt: (task, tenant, chip class, when, why)
+        self.parks: list[tuple[TaskId, str, ChipClassId, float, str]] = []
         #: every attempt that ran: (task, attempt, chip class, devices, start, end)
         self.lifetimes: list[tuple[TaskId, int, ChipClassId, int, float, float]] = []
 
@@ -136,21 +120,22 @@ class SimulatedEngine:
         if not self._newer(command.task_id, command.term, command.generation):
             self._refuse_stale(command)
             return
-        free = self.free()
+        free = self._free
         short = [need for need in command.needs if free.get(need.chip_class, 0) < need.devices]
         if command.task_id in self._held or short:
             why = f"needs {command.needs}, free is {free}" if short else "the task still holds a lease here"
             self._say(LeaseRefused(command.task_id, command.lease_id, self.engine, command.generation, why))
             return
         now_s = self._clock.now_s()
-        self._held[command.task_id] = _Held(
+        self._held[command.task_id] = held = SimulatedLease(
             command.lease_id,
             command.order,
-            command.needs,
+            (),
             command.generation,
             now_s + command.duration_s,
             command.duration_s,
         )
+        self._take(held, command.needs)
         self._say(
             LeaseGranted(command.task_id, command.lease_id, self.engine, command.generation, command.needs)
         )
@@ -174,7 +159,7 @@ class SimulatedEngine:
         if held is None or held.point is None:
             return
         point = command.points[0]
-        free = self.free()
+        free = dict(self._free)
         for need in held.needs:
             free[need.chip_class] += need.devices
         if any(free.get(need.chip_class, 0) < need.devices for need in point.needs):
@@ -184,8 +169,12 @@ class SimulatedEngine:
         held.generation = command.generation
         held.resize = command
         if point.devices > held.point.devices:
-            held.needs = point.needs
-        self._begin_stop(held, "resized")
+            self._take(held, point.needs)
+        if self._behaviour.in_place and held.standstill_s(point) is not None and held.stopping_s is None:
+            held.reshape_at_s = max(held.ready_s, self._clock.now_s()) + self._imports_s(held, point)
+            self._due.note(command.task_id, held)
+        else:
+            self._begin_stop(held, "resized")
 
     def stop(self, command: Stop) -> None:
         self.changes += 1
@@ -197,11 +186,15 @@ class SimulatedEngine:
         held.generation = command.generation
         held.resize = None
         if held.point is None:
-            del self._held[command.task_id]
+            self._drop(held)
             self._say(
                 LeaseRefused(command.task_id, command.lease_id, self.engine, command.generation, "released")
             )
         else:
+            if command.park and held.stopping_s is None:
+                need, now_s = held.needs[0], self._clock.now_s()
+                self.parks.append((command.task_id, held.order.tenant, need.chip_class, now_s, command.why))
+            held.stop_why = command.why
             self._begin_stop(held, "parked" if command.park else "cancelled")
 
     def renew(self, command: Renew) -> None:
@@ -228,6 +221,8 @@ class SimulatedEngine:
 
     def observe(self, after: int) -> list[tuple[int, Fact]]:
         self._advance()
+        if self._tiers and self._seated_as_of != self.changes:
+            self._seat()
         return list(enumerate(self._journal[after:], start=after + 1))
 
     # ---- faults and the twin's view --------------------------------------------------------------------------------
@@ -240,32 +235,95 @@ class SimulatedEngine:
         if held is not None and held.point is not None:
             self._exit(held, "lost", why, self._clock.now_s())
 
+    def be_busy(self, task_id: TaskId, busy_share: float, from_s: float) -> None:
+        """The task's devices worked so much since `from_s`."""
+        self.changes += 1
+        held, now_s = self._held[task_id], self._clock.now_s()
+        self._say(DevicesBusy(task_id, self.engine, held.attempt, busy_share, from_s, now_s))
+
     def change_devices(self, chip_class: ChipClassId, devices: int, why: str) -> None:
         """Devices fail (negative) or come back.  Tasks that no longer fit are lost, newest first."""
         self._advance()
         self.changes += 1
         self._devices[chip_class] += devices
+        self._free[chip_class] += devices
         self._say(CapacityChanged(self.engine, chip_class, devices, why))
         for task_id, held in sorted(self._held.items(), key=lambda item: (-item[1].started_s, item[0])):
-            if self.free()[chip_class] >= 0:
+            if self._free[chip_class] >= 0:
                 break
             if any(need.chip_class == chip_class for need in held.needs):
                 if held.point is None:
-                    del self._held[task_id]
+                    self._drop(held)
                     self._say(LeaseRefused(task_id, held.lease_id, self.engine, held.generation, why))
                 else:
                     self._exit(held, "lost", why, self._clock.now_s())
 
-    def free(self) -> dict[ChipClassId, int]:
-        free = dict(self._devices)
-        for held in self._held.values():
-            for need in held.needs:
-                free[need.chip_class] -= need.devices
-        return free
+    def held(self) -> Mapping[TaskId, SimulatedLease]:
+        """Every lease here, as it stands; to be read only."""
+        return self._held
 
     def devices(self) -> dict[ChipClassId, int]:
         """Chip class -> usable devices, held or not."""
         return dict(self._devices)
+
+    _seated_as_of = -1
+
+    def _seat(self) -> None:
+        """Give devices to who holds some and has none yet, and say what blocks are free then."""
+        self._seated_as_of = self.changes
+        offers = []
+        for offer in self._offered:
+            tiers, chip = self._tiers.get(offer.chip_class, ()), offer.chip_class
+            if not tiers:
+                offers.append(offer)
+                continue
+            holds = {
+                task_id: need.devices
+                for task_id, held in self._held.items()
+                for need in held.needs
+                if need.chip_class == chip
+            }
+            total = self._devices[chip]
+            seats, free = seated(holds, self.where[chip], max(total, sum(holds.values())), tiers)
+            self.where[chip] = seats
+            offers.append(
+                replace(
+                    offer, devices=total, largest_gang=total, blocks=free_blocks(free, tiers, total),
+                    holders=holders(free, seats, tiers, total),
+                )
+            )  # fmt: skip
+        if tuple(offers) != self._offered:
+            self._offered = tuple(offers)
+            in_place = self._behaviour.in_place
+            self._say(EngineOffered(self.engine, self._offered, chooses=False, in_place=in_place))
+
+    def saved(self) -> SimulatedState:
+        """What it knows by now, from which another goes on (`go_on`)."""
+        self._advance()
+        return SimulatedState(
+            [encode(fact) for fact in self._journal], self._offered, self._devices, self._held, self._generation,
+            self._checkpoints, self._over, self._attempts, self.where, self.finished, self.parks, self.lifetimes,
+            self._rng.getstate(),
+        )  # fmt: skip
+
+    def go_on(self, saved: SimulatedState) -> None:
+        self.changes += 1
+        self._journal = []
+        for held in [*self._held.values()]:
+            self._drop(held)
+        for body in saved.journal:
+            fact = decode(body)
+            assert isinstance(fact, Fact)
+            self._journal.append(fact)
+        self._offered, self._devices, self._free = saved.offered, saved.devices, dict(saved.devices)
+        self._generation, self._checkpoints = saved.generation, saved.checkpoints
+        self._over, self._attempts, self.where = saved.over, saved.attempts, saved.where
+        self.finished, self.parks, self.lifetimes = saved.finished, saved.parks, saved.lifetimes
+        for task_id, held in saved.held.items():
+            self._held[task_id] = held
+            needs, held.needs = held.needs, ()
+            self._take(held, needs)
+        self._rng.setstate(saved.chance)
 
     def order_of(self, task_id: TaskId) -> Order:
         """Of a task that holds a lease here."""
@@ -285,15 +343,14 @@ class SimulatedEngine:
 
     def next_event_s(self) -> float | None:
         """When something happens here by itself."""
-        if self._due_as_of != self.changes:
-            self._due_as_of = self.changes
-            self._due_s = min((self._event_s(held) for held in self._held.values()), default=None)
-        return self._due_s
+        return self._due.next_s()
 
-    def _event_s(self, held: _Held) -> float:
+    def _event_s(self, held: SimulatedLease) -> float:
         if held.stopping_s is not None:
             return held.stopping_s
         due_s = held.park_at_s()
+        if held.reshape_at_s is not None:
+            due_s = min(due_s, held.reshape_at_s)
         if held.point is not None:
             due_s = min(due_s, held.end_s())
             if self._behaviour.report_s:
@@ -307,41 +364,62 @@ class SimulatedEngine:
         if due_s is None or due_s > now_s:
             return
         self.changes += 1
-        for held in sorted(self._held.values(), key=lambda held: held.order.task_id):
+        for task_id in self._due.take(now_s):
+            held = self._held[task_id]
             if held.stopping_s is not None and held.stopping_s <= now_s:
                 self._stopped(held)
             elif held.point is not None and held.stopping_s is None and held.end_s() <= now_s:
                 self._exit(held, "done", "finished", held.end_s())
             elif held.park_at_s() <= now_s and held.stopping_s is None:
                 if held.point is None:
-                    del self._held[held.order.task_id]
-                    why = "the lease lapsed before it was used"
-                    self._say(
-                        LeaseRefused(held.order.task_id, held.lease_id, self.engine, held.generation, why)
-                    )
+                    self._drop(held)
+                    self._say(LeaseRefused(task_id, held.lease_id, self.engine, held.generation, UNUSED))
                 else:
                     self._begin_stop(held, "parked")
                     if held.stopping_s is not None and held.stopping_s > held.until_s:
                         held.stopping_s, held.stop_outcome = held.until_s, "lost"  # too slow: killed
+            elif held.reshape_at_s is not None and held.reshape_at_s <= now_s:
+                self._reshape(held)
             elif self._behaviour.report_s and held.point is not None and held.next_report_s <= now_s:
                 held.next_report_s = now_s + self._behaviour.report_s
-                self._say(self._progress(held, now_s))
+                self._say(
+                    TaskProgress(
+                        task_id, self.engine, held.attempt, held.done_s(now_s),
+                        held.saved_s(now_s, self._behaviour.checkpoint_s * held.order.checkpoint_longer), "",
+                        held.usage(self.site, self.engine, now_s, ended=False),
+                    )
+                )  # fmt: skip
+            if task_id in self._held:
+                self._due.note(task_id, held)
 
-    def _begin(self, held: _Held, point: Point, attempt: int, base_s: float) -> None:
+    def _begin(
+        self,
+        held: SimulatedLease,
+        point: Point,
+        attempt: int,
+        base_s: float,
+        standstill_s: float | None = None,
+    ) -> None:
+        """`standstill_s`: of processes that go on."""
         now_s = self._clock.now_s()
         staging_s = self._staging_s(held.order) if held.attempt == 0 else 0.0  # later ones find it here
         held.point, held.attempt, held.started_s = point, attempt, now_s
         self._attempts[held.order.task_id] = attempt
-        held.needs = point.needs
         held.base_s = max(base_s, self._checkpoints.get(held.order.task_id, 0.0))
         source = held.order.curve.source
         start_s = point.start_s * self._behaviour.start_share.get(source, 1.0)
-        held.ready_s = (
-            now_s + staging_s + start_s * max(0.2, self._rng.gauss(1.0, self._behaviour.start_spread))
-        )
+        if standstill_s is None:
+            standstill_s = staging_s + start_s * max(0.2, self._rng.gauss(1.0, self._behaviour.start_spread))
+        held.ready_s = now_s + standstill_s
         pace = point.rate * self._behaviour.pace_share.get(source, 1.0)
+        if self._tiers and self._behaviour.straddled != 1.0:
+            self._seat()
+            chip = point.needs[0].chip_class
+            own = self.where.get(chip, {}).get(held.order.task_id, ())
+            pace *= self._behaviour.straddled ** straddles(own, self._tiers.get(chip, ()))
         held.speed = pace * max(0.2, self._rng.gauss(1.0, self._behaviour.speed_spread))
         held.next_report_s = held.ready_s + self._behaviour.report_s
+        self._take(held, point.needs)
         task_id = held.order.task_id
         started = TaskStarted(
             task_id,
@@ -361,68 +439,103 @@ class SimulatedEngine:
             here = (*here, (order.checkpoint_at, order.checkpoint_bytes))
         return move_to(self._links, here, self.site).s
 
-    def _begin_stop(self, held: _Held, outcome: Outcome) -> None:
+    def _imports_s(self, held: SimulatedLease, point: Point) -> float:
+        """Newcomers start while the others go on."""
+        assert held.point is not None
+        if point.devices <= held.point.devices:
+            return 0.0
+        share = self._behaviour.start_share.get(held.order.curve.source, 1.0)
+        return point.start_s * share * max(0.2, self._rng.gauss(1.0, self._behaviour.start_spread))
+
+    def _reshape(self, held: SimulatedLease) -> None:
+        """The same processes go on at the point of its `resize`."""
+        assert held.resize is not None
+        assert held.reshape_at_s is not None
+        resize, at_s = held.resize, held.reshape_at_s
+        point = resize.points[0]
+        planned_s = held.standstill_s(point)
+        assert planned_s is not None
+        took_s = planned_s * max(0.2, self._rng.gauss(1.0, self._behaviour.start_spread))
+        held.reshape_at_s, held.resize = None, None
+        self._exit(
+            held, "resized", f"goes on at {point.point_id} in the same processes", at_s, in_place_s=took_s
+        )
+        self._begin(held, point, resize.attempt, 0.0, took_s)
+
+    def _begin_stop(self, held: SimulatedLease, outcome: Outcome) -> None:
         assert held.point is not None
         held.stop_outcome = outcome
+        if held.reshape_at_s is not None:  # it is told to stop before it has changed
+            held.reshape_at_s, held.resize = None, None
         if held.stopping_s is None:
             share = self._behaviour.stop_share.get(held.order.curve.source, 1.0)
             held.stopping_s = self._clock.now_s() + held.point.stop_s * share
+        self._due.note(held.order.task_id, held)
 
-    def _stopped(self, held: _Held) -> None:
+    def _stopped(self, held: SimulatedLease) -> None:
         assert held.stopping_s is not None
         end_s, resize = held.stopping_s, held.resize
         held.stopping_s, held.resize = None, None
         if resize is None:
-            self._exit(held, held.stop_outcome, "ordered to stop", end_s)
+            self._exit(held, held.stop_outcome, held.stop_why or "ordered to stop", end_s)
             return
-        self._exit(held, "resized", f"goes on at {resize.points[0].point_id}", end_s, keep=True)
+        self._exit(held, "resized", f"goes on at {resize.points[0].point_id}", end_s)
         self._begin(held, resize.points[0], resize.attempt, 0.0)
 
-    def _exit(self, held: _Held, outcome: Outcome, why: str, end_s: float, *, keep: bool = False) -> None:
+    def _exit(
+        self,
+        held: SimulatedLease,
+        outcome: Outcome,
+        why: str,
+        end_s: float,
+        *,
+        in_place_s: float | None = None,
+    ) -> None:
+        """`in_place_s`: for how long its processes stand still to go on."""
         assert held.point is not None
         task_id = held.order.task_id
         done_s = held.done_s(end_s)
-        saved_s = done_s if outcome in ("done", "parked", "resized") else self._saved_s(held, end_s)
+        saved_s = (
+            done_s
+            if outcome in ("done", "parked", "resized")
+            else held.saved_s(end_s, self._behaviour.checkpoint_s * held.order.checkpoint_longer)
+        )
         self._checkpoints[task_id] = saved_s
-        usage = self._usage(held, end_s, ended=True)
+        usage = held.usage(self.site, self.engine, end_s, ended=True)
         self.lifetimes.append((task_id, held.attempt, usage.chip_class, usage.devices, held.started_s, end_s))
         self._say(
             TaskExited(
                 task_id, held.lease_id, self.engine, held.generation, held.attempt, outcome,
                 0 if outcome in ("done", "parked", "resized") else 137, done_s, saved_s, why, usage,
-                final=outcome != "resized",
+                final=outcome != "resized", in_place=in_place_s is not None, standstill_s=in_place_s,
             )
         )  # fmt: skip
-        if not keep:
-            del self._held[task_id]
+        if outcome != "resized":
+            self._drop(held)
         if outcome in FINAL:
             self._over[task_id] = outcome
         if outcome == "done":
             self.finished.append(task_id)
 
-    def _saved_s(self, held: _Held, now_s: float) -> float:
-        """Work in the newest checkpoint: one every `checkpoint_s` of running."""
-        every_s = self._behaviour.checkpoint_s
-        worked_s = max(0.0, now_s - held.ready_s)
-        return min(held.done_s(now_s), held.base_s + worked_s // every_s * every_s * held.speed)
-
-    def _usage(self, held: _Held, until_s: float, *, ended: bool) -> Usage:
-        assert held.point is not None
-        need = held.point.needs[0]
-        return Usage(
-            held.order.task_id, held.attempt, self.site, self.engine, need.chip_class, need.devices,
-            held.point.point_id, held.started_s, until_s, (until_s - held.started_s) * need.devices, ended,
-        )  # fmt: skip
-
-    def _progress(self, held: _Held, now_s: float) -> TaskProgress:
-        return TaskProgress(
-            held.order.task_id, self.engine, held.attempt, held.done_s(now_s), self._saved_s(held, now_s), "",
-            self._usage(held, now_s, ended=False),
-        )  # fmt: skip
-
     # ---- small parts -----------------------------------------------------------------------------------------------
 
-    def _lease(self, command: Start | Resize | Stop) -> _Held | None:
+    def _take(self, held: SimulatedLease, needs: tuple[Need, ...]) -> None:
+        """It holds these devices from now on; a lease that was just given or has another attempt may be due at another time, too."""
+        for need in held.needs:
+            self._free[need.chip_class] += need.devices
+        for need in needs:
+            self._free[need.chip_class] -= need.devices
+        held.needs = needs
+        self.changed.append(held.order.task_id)
+        self._due.note(held.order.task_id, held)
+
+    def _drop(self, held: SimulatedLease) -> None:
+        del self._held[held.order.task_id]
+        for need in held.needs:
+            self._free[need.chip_class] += need.devices
+        self.changed.append(held.order.task_id)
+
+    def _lease(self, command: Start | Resize | Stop) -> SimulatedLease | None:
         held = self._held.get(command.task_id)
         if held is None or held.lease_id != command.lease_id:
             why = "no such lease here"

@@ -1,10 +1,10 @@
-"""A Slurm cluster below a board, by its own commands.  The cluster's queue keeps its rights: Qipan uses at most `share`
-of a chip class, and gives back what the site's own jobs run on or wait for."""
+"""A Slurm cluster below a board, by its own commands or by slurmrestd (`slurm_rest.py`).  The cluster's queue keeps its rights:
+Qipan uses at most `share` of a chip class, and gives back what the site's own jobs run on or wait for."""
 
 import math
+import os
 import re
 import shlex
-import subprocess
 import sys
 from collections import defaultdict
 from collections.abc import Mapping
@@ -12,27 +12,39 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from qipan.curves import Need
-from qipan.engines.launcher import Hold, free_port, torchrun
-from qipan.engines.queue import Job, View, options_of, python_path, share_of
+from qipan.engines.launcher import Hold, supervisor
+from qipan.engines.queue import (
+    Job,
+    View,
+    gang_command,
+    gang_environment,
+    nodes_of,
+    options_of,
+    python_path,
+    share_of,
+)
+from qipan.engines.slurm_control import Commands, Control, JobRow, amount_of, written
+from qipan.engines.slurm_rest import SlurmRest
 from qipan.engines.visible import visible
-from qipan.errors import QipanError
+from qipan.errors import InvalidInput
 from qipan.hardware import BoardSpec, ChipClassId, Pool
-from qipan.leases import TaskId
+from qipan.leases import Out, TaskId
 
-LIMIT_S = 20.0
 STATES = {
     "PENDING": "waiting", "CONFIGURING": "waiting", "REQUEUED": "waiting", "SUSPENDED": "waiting", "RUNNING": "running",
     "COMPLETING": "running", "STAGE_OUT": "running", "SIGNALING": "running", "STOPPED": "running",
     "NODE_FAIL": "lost", "BOOT_FAIL": "lost",
 }  # fmt: skip
-OPTIONS = ("partition", "account", "qos", "conf", "python", "interface", "time", "memory_per_device")
-FIELDS = ("Name:.120", "JobID:.20", "State:.20", "NumNodes:.12", "NumCPUs:.12", "tres-per-node:.80", "tres-per-job:.80", "Reason:.80")  # fmt: skip
+OPTIONS = (
+    "partition", "account", "qos", "conf", "python", "interface", "time", "memory_per_device", "rest", "token_file",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class SlurmOptions:
     """`engine_options` of a site file.  `share`: of each chip class, the part that Qipan may use.  `conf`: the
-    cluster's slurm.conf (SLURM_CONF) where it is not the machine's own.  `interface`: gloo's network interface."""
+    cluster's slurm.conf (SLURM_CONF) where it is not the machine's own.  `interface`: gloo's network interface.  `rest`: slurmrestd's
+    address, asked in place of commands; `token_file`: the JSON web token for it, read anew each time."""
 
     partition: str = ""
     account: str = ""
@@ -43,168 +55,137 @@ class SlurmOptions:
     interface: str = ""
     time: str = ""
     memory_per_device: str = ""
+    rest: str = ""
+    token_file: str = ""
 
     @staticmethod
     def of(board: BoardSpec) -> "SlurmOptions":
-        return SlurmOptions(share=share_of(board), **options_of(board, OPTIONS))
+        options = SlurmOptions(share=share_of(board), **options_of(board, OPTIONS))
+        if bool(options.rest) != bool(options.token_file):
+            raise InvalidInput(
+                f"board {board.board}: engine_options needs `rest` and `token_file`, both or none"
+            )
+        return options
 
 
 class Slurm:
-    """`Queue` over sbatch, squeue, scancel and sinfo."""
+    """`Queue` over a cluster."""
 
     def __init__(self, board: BoardSpec) -> None:
         self._options = SlurmOptions.of(board)
         self._pools = {pool.chip_class: pool for pool in board.pools}
+        conf = {"SLURM_CONF": self._options.conf} if self._options.conf else {}
+        environment = {**os.environ, **conf}
+        self._control: Control = (
+            SlurmRest(self._options.rest, Path(self._options.token_file), environment)
+            if self._options.rest
+            else Commands(environment)
+        )
 
     def submit(self, hold: Hold) -> str:
-        shim = Path(__file__).with_name("shim.py")
-        program = shlex.join([self._options.python, "-S", str(shim), "--hold", str(hold.folder)])
-        done = self._run(
-            "sbatch", "--parsable", f"--job-name={hold.name}", f"--comment=qipan {hold.task_id}",
-            *self.shape(hold), "--signal=B:TERM@60", "--no-requeue", f"--output={hold.folder}/slurm.log",
-            "--export=ALL", f"--wrap=exec {program}",
-        )  # fmt: skip
-        return done.strip().split(";")[0]
+        program = shlex.join(supervisor(self._options.python, "--hold", str(hold.folder)))
+        return self._control.submit(
+            hold.name, f"qipan {hold.task_id}", self.shape(hold), program, f"{hold.folder}/slurm.log"
+        )
 
-    def shape(self, hold: Hold) -> list[str]:
-        """The arguments that ask for a hold's devices."""
+    def shape(self, hold: Hold) -> dict[str, str]:
+        """What asks for a hold's devices: sbatch's long options -> values."""
         options, pool = self._options, self._pools[hold.need.chip_class]
-        nodes = nodes_for(hold.need.devices, pool.devices_per_node)
+        nodes = nodes_of(hold.need, pool)
         each = hold.need.devices // nodes
-        asked = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
         kind = resource_of(pool)
-        asked += (
-            [f"--cpus-per-task={each}"] if kind == "cpu" else [f"--gres={kind}:{each}", "--cpus-per-task=1"]
+        asked = {"nodes": str(nodes), "ntasks": str(nodes), "ntasks-per-node": "1"}
+        asked |= (
+            {"cpus-per-task": str(each)}
+            if kind == "cpu"
+            else {"gres": f"{kind}:{each}", "cpus-per-task": "1"}
         )
         if options.memory_per_device:
-            number, unit = re.fullmatch(r"([0-9]+)([KMGT]?)", options.memory_per_device).groups()  # type: ignore[union-attr]
-            asked.append(f"--mem={int(number) * each}{unit}")
-        named = (
-            ("partition", options.partition),
-            ("account", options.account),
-            ("qos", options.qos),
-            ("time", options.time),
-        )
-        return asked + [f"--{name}={value}" for name, value in named if value]
+            number, unit = amount_of(options.memory_per_device)
+            asked["mem"] = f"{number * each}{unit}"
+        named = {
+            "partition": options.partition,
+            "account": options.account,
+            "qos": options.qos,
+            "time": options.time,
+        }
+        return asked | {name: value for name, value in named.items() if value}
 
     def cancel(self, job_id: str) -> None:
-        self._run("scancel", job_id)
+        self._control.cancel(job_id)
 
     def look(self, prefix: str) -> View:
         jobs: dict[str, Job] = {}
+        where: dict[str, set[str]] = {}  # our job -> its nodes
         taken: dict[ChipClassId, int] = defaultdict(int)  # by the site's own jobs, those that wait included
-        for line in self._run(
-            "squeue", "--noheader", "--states=all", "--Format", ",".join(FIELDS)
-        ).splitlines():
-            columns, at = [], 0
-            for field in FIELDS:
-                width = int(field.split(".")[1])
-                columns.append(line[at : at + width].strip())
-                at += width
-            name, job_id, state, nodes, cpus, per_node, per_job, reason = columns
-            if name.startswith(prefix):
-                jobs[name] = Job(job_id, STATES.get(state, "ended"), _why(state, reason))  # type: ignore[arg-type]
+        for row in self._control.jobs():
+            if row.name.startswith(prefix):
+                jobs[row.name] = _job(row)
+                where[row.name] = names_of(row.listed)
                 continue
-            if STATES.get(state) == "running" or (
-                state == "PENDING" and reason in ("Resources", "Priority", "None")
+            if STATES.get(row.state) == "running" or (
+                row.state == "PENDING" and row.reason in ("Resources", "Priority", "None")
             ):
                 for chip_class, pool in self._pools.items():
-                    taken[chip_class] += devices_of(pool, int(nodes), int(cpus), per_node, per_job)
-        return View(jobs, self._usable(taken))
+                    taken[chip_class] += devices_of(pool, row)
+        usable, leaving, out = self._nodes(taken)
+        draining = {
+            name: "; ".join(leaving[node] for node in sorted(on & set(leaving)))
+            for name, on in where.items()
+            if on & set(leaving) and jobs[name].state in ("waiting", "running")
+        }
+        return View(jobs, usable, draining, out)
 
-    def _usable(self, taken: Mapping[ChipClassId, int]) -> dict[ChipClassId, int]:
-        where = [f"--partition={self._options.partition}"] if self._options.partition else []
+    def _nodes(
+        self, taken: Mapping[ChipClassId, int]
+    ) -> tuple[dict[ChipClassId, int], dict[str, str], tuple[Out, ...]]:
+        """Devices that can be used, the nodes that the site drains (with its reason), and their devices."""
         there: dict[ChipClassId, int] = defaultdict(int)
-        seen = set()
-        for line in self._run("sinfo", "--noheader", "-N", *where, "-o", "%N|%T|%G|%c").splitlines():
-            node, state, gres, cpus = line.split("|")
-            if node in seen or state.rstrip("*$~#!%@^-+").split("-")[0] not in (
-                "idle",
-                "mixed",
-                "allocated",
-                "completing",
-            ):
-                continue
-            if state.endswith("*"):
-                continue  # it does not answer
-            seen.add(node)
+        leaving, out = dict[str, str](), list[Out]()
+        for node in self._control.nodes(self._options.partition):
+            if node.drains:
+                leaving[node.name] = f"Slurm drains {node.name} ({node.reason})"
             for chip_class, pool in self._pools.items():
                 kind = resource_of(pool)
-                there[chip_class] += int(cpus) if kind == "cpu" else gres_count(gres, kind)
-        return {
+                count = node.cpus if kind == "cpu" else gres_count(node.gres, kind)
+                if not node.drains:
+                    there[chip_class] += count
+                elif count:
+                    out.append(Out(chip_class, count, leaving[node.name]))
+        usable = {
             chip_class: max(0, min(math.floor(there[chip_class] * self._options.share), there[chip_class] - taken[chip_class]))
             for chip_class in self._pools
         }  # fmt: skip
+        return usable, leaving, tuple(out)
 
     def command(self, hold: Hold, run: str, granted: Mapping[str, object]) -> list[str]:
         pool = self._pools[hold.need.chip_class]
-        nodes = nodes_for(hold.need.devices, pool.devices_per_node)
-        each = hold.need.devices // nodes
-        host = "127.0.0.1" if nodes == 1 else str(granted.get("host", ""))
-        spread = [
-            "srun",
-            "--kill-on-bad-exit=1",
-            f"--nodes={nodes}",
-            f"--ntasks={nodes}",
-            "--ntasks-per-node=1",
-        ]
-        if run:
-            once = ["bash", "-c", f"export QIPAN_NODE_RANK=${{SLURM_NODEID:-0}}; {run}"]
-            return once if nodes == 1 else [*spread, *once]
-        program = torchrun(self._options.python, nodes, each, f"{host}:{free_port()}", enter=False)
-        return program if nodes == 1 else [*spread, *program]
+        nodes = nodes_of(hold.need, pool)
+        rank = "${SLURM_NODEID:-0}"
+        ranked = f"export QIPAN_NODE_RANK={rank}; {run}" if run else ""
+        program = gang_command(self._options.python, hold, pool, ranked, granted, rank)
+        if nodes == 1:
+            return program
+        spread = [f"--nodes={nodes}", f"--ntasks={nodes}", "--ntasks-per-node=1"]
+        return ["srun", "--kill-on-bad-exit=1", *spread, *program]
 
     def environment(self, hold: Hold, granted: Mapping[str, object]) -> dict[str, str]:
         pool = self._pools[hold.need.chip_class]
-        nodes = nodes_for(hold.need.devices, pool.devices_per_node)
-        interface = self._options.interface or ("lo" if nodes == 1 else "")
-        return {
-            **python_path(),
-            **(visible(pool, str(granted.get("devices", "")), granted.get("given")) if nodes == 1 else {}),
-            "QIPAN_NUM_NODES": str(nodes),
-            "QIPAN_DEVICES": str(granted.get("devices", "")),
-            "MASTER_ADDR": "127.0.0.1" if nodes == 1 else str(granted.get("host", "")),
-            "GLOO_SOCKET_IFNAME": interface,
-        }
+        nodes = nodes_of(hold.need, pool)
+        own = visible(pool, str(granted.get("devices", "")), granted.get("given")) if nodes == 1 else {}
+        there = {"QIPAN_NODE_ADDRESSES": ",".join(sorted(names_of(str(granted.get("nodes", "")))))}
+        return python_path() | own | gang_environment(granted, nodes, self._options.interface) | there
 
     def inside(self, pool: Pool, devices: int, command: list[str]) -> list[str]:
         """A local command that runs `command` on `devices` of the pool's, and waits for it."""
         hold = Hold("qipan-probe", Path(), TaskId("probe"), "", Need(pool.chip_class, devices), ())
-        return [*self._prefix(), "srun", "--job-name=qipan-probe", *self.shape(hold), *command]
-
-    def _prefix(self) -> list[str]:
-        return ["env", f"SLURM_CONF={self._options.conf}"] if self._options.conf else []
-
-    def _run(self, *command: str) -> str:
-        try:
-            done = subprocess.run(
-                [*self._prefix(), *command], capture_output=True, text=True, timeout=LIMIT_S, check=False,
-                stdin=subprocess.DEVNULL,
-            )  # fmt: skip
-        except FileNotFoundError:
-            raise QipanError(
-                f"{command[0]} is not on this machine; install Slurm's client, or take the board off the site file"
-            ) from None
-        except subprocess.TimeoutExpired:
-            raise QipanError(f"{command[0]} gave no answer in {LIMIT_S:g} s; is slurmctld up?") from None
-        if done.returncode != 0:
-            said = (done.stderr or done.stdout).strip()[:400]
-            raise QipanError(
-                f"{command[0]} failed ({done.returncode}): {said}; try it by hand with the same arguments"
-            )
-        return done.stdout
+        conf = ["env", f"SLURM_CONF={self._options.conf}"] if self._options.conf else []
+        return [*conf, "srun", "--job-name=qipan-probe", *written(self.shape(hold)), *command]
 
 
 def resource_of(pool: Pool) -> str:
     """What Slurm calls the pool's devices: a GRES type such as `gpu:h100`, or `cpu`."""
     return pool.resource or "gpu"
-
-
-def nodes_for(devices: int, per_node: int) -> int:
-    """The fewest nodes on which `devices` lie evenly."""
-    return next(
-        nodes for nodes in range(max(1, math.ceil(devices / max(1, per_node))), devices + 1) if devices % nodes == 0
-    )  # fmt: skip
 
 
 def gres_count(gres: str, kind: str) -> int:
@@ -223,12 +204,34 @@ def gres_count(gres: str, kind: str) -> int:
     return total
 
 
-def devices_of(pool: Pool, nodes: int, cpus: int, per_node: str, per_job: str) -> int:
+def names_of(listed: str) -> set[str]:
+    """The nodes of a list such as `c0n[0-2,7],login1` (hostlist(3) with one bracket a name)."""
+    names = set()
+    for part in re.findall(r"[^,\[\]]+(?:\[[^\]]*\][^,]*)?", listed):
+        match = re.fullmatch(r"([^\[]*)\[([^\]]*)\](.*)", part)
+        if match is None:
+            names.add(part)
+            continue
+        for span in match[2].split(","):
+            first, _, last = span.partition("-")
+            for number in range(int(first), int(last or first) + 1):
+                names.add(f"{match[1]}{number:0{len(first)}d}{match[3]}")
+    return names
+
+
+def devices_of(pool: Pool, job: JobRow) -> int:
     """Devices of the pool that a job of the site's own uses or asks for."""
     kind = resource_of(pool)
     if kind == "cpu":
-        return cpus
-    return gres_count(per_node, kind) * max(1, nodes) + gres_count(per_job, kind)
+        return job.cpus
+    return gres_count(job.per_node, kind) * max(1, job.nodes) + gres_count(job.per_job, kind)
+
+
+def _job(row: JobRow) -> Job:
+    """One of ours.  What a requeued one ran before may be alive, on a node that Slurm took for lost, whatever it is about now."""
+    if row.restarts:
+        return Job(row.job_id, "lost", "its Slurm job was requeued")
+    return Job(row.job_id, STATES.get(row.state, "ended"), _why(row.state, row.reason))  # type: ignore[arg-type]
 
 
 def _why(state: str, reason: str) -> str:

@@ -31,8 +31,10 @@ class Authority:
 
     @property
     def above(self) -> tuple[x509.Certificate, ...]:
-        """What a certificate needs beside it to be traced to the root."""
-        return () if self.chain[0].issuer == self.chain[0].subject else self.chain
+        """What a certificate needs beside it to be traced to the root.  A standby's authority has the name of the one that signed it,
+        its board's, as the root has its own: only the root stands alone."""
+        is_root = len(self.chain) == 1 and self.chain[0].issuer == self.chain[0].subject
+        return () if is_root else self.chain
 
     @classmethod
     def root(cls, name: str, now_s: float) -> "Authority":

@@ -6,6 +6,7 @@ identity/root.pem            the grid's root, pinned when it joined
          members.json        invites, members, certificates taken back
 """
 
+import fcntl
 import os
 import shutil
 import ssl
@@ -13,7 +14,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import msgspec
 from cryptography import x509
@@ -21,6 +22,7 @@ from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from qipan.errors import NotFound
+from qipan.files import write_whole
 from qipan.identity.authority import BOARD_S, Authority, make_authority_request, make_request
 from qipan.identity.names import Peer, Unknown, peer_of
 from qipan.identity.token import Invite, Token, digest_of, new_secret
@@ -63,7 +65,7 @@ class Wallet:
     def __init__(self, folder: Path, now_s: Callable[[], float]) -> None:
         self.folder = folder
         self._now_s = now_s
-        self._lock = threading.RLock()
+        self._lock = _OneWriter(folder / "lock")
         self._served: tuple[int, ssl.SSLContext] | None = None
         self._read_ns = 0
         self._fresh: dict[tuple[tuple[str, ...], str], Member] = {}
@@ -88,11 +90,11 @@ class Wallet:
         key = ec.generate_private_key(ec.SECP256R1())
         cert = authority.board(make_request(key, (name,)), (name,), now_s(), life_s)
         _write_key(folder / "authority.key", authority.key)
-        _write(folder / "authority.pem", _pem(authority.chain))
-        _write(folder / "root.pem", _pem(authority.chain))
+        write_whole(folder / "authority.pem", _pem(authority.chain))
+        write_whole(folder / "root.pem", _pem(authority.chain))
         _write_key(folder / "board.key", key)
-        _write(folder / "board.pem", _pem((cert,)))
-        _write(folder / "members.json", msgspec.json.encode(Members((name,))))
+        write_whole(folder / "board.pem", _pem((cert,)))
+        write_whole(folder / "members.json", msgspec.json.encode(Members((name,))))
         return cls(folder, now_s)
 
     @classmethod
@@ -108,14 +110,14 @@ class Wallet:
         wanted = make_authority_request(own, token.place) if token.may_invite else b""
         chain, authority = ask(token, make_request(key, token.place, token.role), wanted)
         folder.mkdir(parents=True, mode=0o700)
-        _write(folder / "root.pem", _pem((x509.load_der_x509_certificate(token.root),)))
+        write_whole(folder / "root.pem", _pem((x509.load_der_x509_certificate(token.root),)))
         _write_key(folder / "board.key", key)
-        _write(folder / "board.pem", chain)
+        write_whole(folder / "board.pem", chain)
         if token.may_invite:
             _write_key(folder / "authority.key", own)
-            _write(folder / "authority.pem", authority)
+            write_whole(folder / "authority.pem", authority)
         kept = Members(token.place, token.url, token.provider)
-        _write(folder / "members.json", msgspec.json.encode(kept))
+        write_whole(folder / "members.json", msgspec.json.encode(kept))
         return cls(folder, now_s)
 
     # ---- below -------------------------------------------------------------------------------------------------------
@@ -143,6 +145,7 @@ class Wallet:
     ) -> Token:
         """A token for one board at one place, for one use.  An unused earlier one for the same place ends."""
         with self._lock:
+            self._reload()
             place = (*self.place, name) if role == "board" else self.place
             self.authority()
             root = x509.load_pem_x509_certificate((self.folder / "root.pem").read_bytes())
@@ -282,7 +285,7 @@ class Wallet:
 
     def take(self, chain: bytes) -> None:
         """The renewed certificate becomes the board's own."""
-        _write(self.folder / "board.pem", chain)
+        write_whole(self.folder / "board.pem", chain)
         os.replace(self.folder / "next.key", self.folder / "board.key")
 
     def renew_own(self) -> None:
@@ -324,23 +327,25 @@ class Wallet:
         """Of those that have followed."""
         return tuple(member.url for member in self.standbys() if member.url)
 
-    def crown(self, folder: Path, kept: Members) -> None:
-        """Of a standby: make the identity of the board itself in `folder`, signed by the standby's own authority."""
+    def crown(self, folder: Path, kept: Members, url: str) -> None:
+        """Of a standby: make the identity of the board itself, reached at `url`, in `folder`: whole or not at all, signed by the
+        standby's own authority."""
         signer, key = self.authority(), ec.generate_private_key(ec.SECP256R1())
         cert = signer.board(make_request(key, self.place), self.place, self._now_s())
         part = folder.with_name(folder.name + ".part")
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(mode=0o700)
         for name in ("root.pem", "authority.key", "authority.pem"):
-            _write(part / name, (self.folder / name).read_bytes())
+            write_whole(part / name, (self.folder / name).read_bytes())
         _write_key(part / "board.key", key)
-        _write(part / "board.pem", _pem((cert, *signer.above)))
+        write_whole(part / "board.pem", _pem((cert, *signer.above)))
         members = tuple(
             msgspec.structs.replace(member, revoked=True) if member.role == "standby" else member
             for member in kept.members
         )
         kept = msgspec.structs.replace(kept, members=members, shipped=())
-        _write(part / "members.json", msgspec.json.encode(kept))
+        write_whole(part / "members.json", msgspec.json.encode(kept))
+        write_whole(part / "url", url.encode())
         part.rename(folder)
 
     # ---- TLS -----------------------------------------------------------------------------------------------------------
@@ -390,9 +395,34 @@ class Wallet:
         self._keep(msgspec.structs.replace(self.kept, members=members))
 
     def _keep(self, kept: Members) -> None:
+        write_whole(self.folder / "members.json", msgspec.json.encode(kept))
         self.kept = kept
-        _write(self.folder / "members.json", msgspec.json.encode(kept))
         self._read_ns = (self.folder / "members.json").stat().st_mtime_ns
+
+
+class _OneWriter:
+    """Of threads and of processes: `qipan grid invite` beside the served board.  Its holder may enter it again."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._threads, self._depth = path, threading.RLock(), 0
+        self._file: IO[bytes] | None = None
+
+    def __enter__(self) -> None:
+        self._threads.acquire()
+        if self._depth == 0:
+            try:
+                self._file = self._path.open("ab")
+                fcntl.flock(self._file, fcntl.LOCK_EX)
+            except BaseException:
+                self._threads.release()
+                raise
+        self._depth += 1
+
+    def __exit__(self, *_error: object) -> None:
+        self._depth -= 1
+        if self._depth == 0 and self._file is not None:
+            self._file.close()
+        self._threads.release()
 
 
 def joining_context(token: Token) -> ssl.SSLContext:
@@ -411,16 +441,9 @@ def _pem(certs: tuple[x509.Certificate, ...]) -> bytes:
 
 
 def _write_key(path: Path, key: ec.EllipticCurvePrivateKey) -> None:
-    _write(
+    write_whole(
         path,
         key.private_bytes(
             serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
         ),
     )
-
-
-def _write(path: Path, body: bytes) -> None:
-    part = path.with_name(path.name + ".part")
-    part.touch(0o600)
-    part.write_bytes(body)
-    part.rename(path)

@@ -7,7 +7,7 @@ task over   what is left of the hold -> tenant
 A task whose owner gave it a budget is parked before it would overrun it: `due` says when.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -74,10 +74,24 @@ class _State:
 
 
 def hold_of_bid(order: Order) -> int:
-    """Micro-CNY of a task's work at its bid, at its most efficient point."""
+    """Micro-CNY of a task's work at its bid, at its most efficient point; of a service's replica those of a period."""
     best = min(order.curve.points, key=lambda point: (-point.rate / point.devices, point.point_id))
-    device_hours = order.curve.work_s / best.rate * best.devices / 3600
+    work_s = order.curve.work_s if order.hours is None else order.hours.asked_s_of_period()
+    device_hours = work_s / best.rate * best.devices / 3600
     return round(order.bid_micro_cny_per_device_hour * device_hours)
+
+
+def _key(usage: Usage) -> str:
+    """Of an attempt's charge.  Two boards parted by a cut may both count an attempt with the same number: each ran and is paid."""
+    return f"charge/{usage.task_id}/{usage.attempt}/{usage.board}"
+
+
+def charged_once(told: Iterable[TaskExited]) -> list[TaskExited]:
+    """Of exits that may have been told twice those that the books charge: the first word on each attempt at each board."""
+    first: dict[str, TaskExited] = {}
+    for fact in told:
+        first.setdefault(_key(fact.usage), fact)
+    return list(first.values())
 
 
 class Books:
@@ -147,7 +161,7 @@ class Books:
             stop_s = state.stop_s[fact.task_id].get(fact.point_id, 0.0)
             state.running[fact.task_id] = Running(0, now_s, micro_per_s, stop_s)
             state.told.discard(fact.task_id)
-        elif known is not None and f"charge/{fact.task_id}/{fact.usage.attempt}" not in state.charged:
+        elif known is not None and not self._is_charged(fact.usage):
             price, _version = self.tariff.of(fact.usage)
             per_s = fact.usage.devices * price / 3600
             spent = cost_micro_cny(fact.usage, price)
@@ -204,10 +218,13 @@ class Books:
             return ()
         return (move(f"hold/{task_id}", task_id, f"tenant/{tenant}", f"hold/{task_id}", hold_micro_cny),)
 
+    def _is_charged(self, usage: Usage) -> bool:
+        """Also in a store whose keys did not name the board yet."""
+        return not self._state.charged.isdisjoint((_key(usage), f"charge/{usage.task_id}/{usage.attempt}"))
+
     def _charge(self, usage: Usage) -> Sequence[Transfer]:
-        # Two boards parted by a cut may both count an attempt with the same number: each ran and is paid.
-        key = f"charge/{usage.task_id}/{usage.attempt}/{usage.board}"
-        if key in self._state.charged or usage.task_id not in self._state.tenant:
+        key = _key(usage)
+        if self._is_charged(usage) or usage.task_id not in self._state.tenant:
             return ()
         self._state.charged.add(key)
         price, _version = self.tariff.of(usage)

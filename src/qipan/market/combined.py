@@ -129,8 +129,9 @@ def _solve(
     wants: Sequence[Want], supplies: Sequence[Supply]
 ) -> tuple[dict[tuple[str, int], int], dict[str, int], dict[str, float], set[str]]:
     """(order, option) -> devices or 1 of a gang; supply -> devices; product -> dual; orders that came out as fractions."""
-    from scipy.optimize import linprog
     from scipy.sparse import coo_array
+
+    from qipan.solver import linprog
 
     products = sorted(
         {part[0] for want in wants for option in want.options for part in option.parts}

@@ -1,6 +1,5 @@
 """A measurement as a signed file that expires.  Ed25519; the key is this user's and is made at the first record."""
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,6 +8,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
 from qipan.errors import InvalidInput, NotFound
+from qipan.files import secret_in, write_whole
 
 VALID_S = 30 * 86400.0
 
@@ -56,9 +56,7 @@ def write_record(body: Measurement, folder: Path) -> Path:
     signed = Signed(body, public_hex(key), key.sign(_bytes(body)).hex())
     name = "".join(c if c.isalnum() or c in ".-" else "_" for c in f"{body.chip_class}@{body.host}")
     path = folder / f"{name}.json"
-    part = path.with_suffix(".part")
-    part.write_bytes(msgspec.json.format(msgspec.json.encode(signed), indent=1) + b"\n")
-    part.replace(path)
+    write_whole(path, msgspec.json.format(msgspec.json.encode(signed), indent=1) + b"\n", 0o644)
     return path
 
 
@@ -87,14 +85,9 @@ def read_record(path: Path, trusted: frozenset[str], now_s: float) -> Measuremen
 
 
 def own_key(folder: Path) -> Ed25519PrivateKey:
-    path = folder / "measure.key"
-    if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        part = path.with_suffix(f".{os.getpid()}")
-        part.touch(0o600)
-        part.write_bytes(Ed25519PrivateKey.generate().private_bytes_raw())
-        part.rename(path)
-    return Ed25519PrivateKey.from_private_bytes(path.read_bytes())
+    folder.mkdir(parents=True, exist_ok=True)
+    body = secret_in(folder / "measure.key", lambda: Ed25519PrivateKey.generate().private_bytes_raw())
+    return Ed25519PrivateKey.from_private_bytes(body)
 
 
 def public_hex(key: Ed25519PrivateKey) -> str:

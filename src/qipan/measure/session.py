@@ -59,8 +59,10 @@ class LocalDevice:
     def receive(self) -> dict[str, Any]:
         assert self.process.stdout is not None, "made with pipes"
         pipe, until_s = self.process.stdout.fileno(), time.monotonic() + ANSWER_S
+        look = select.poll()
+        look.register(pipe, select.POLLIN)
         while b"\n" not in self.held:
-            if not select.select([pipe], [], [], max(0.0, until_s - time.monotonic()))[0]:
+            if not look.poll(1000 * max(0.0, until_s - time.monotonic())):
                 raise QipanError(
                     f"a device gave no answer in {ANSWER_S:g} s; it hangs: take it out of service"
                 )

@@ -1,6 +1,5 @@
 """What tasks that ended taught of the planner's constants: from facts that a board has anyway, for the next plan there."""
 
-import json
 import statistics
 from collections.abc import Iterable, Sequence
 
@@ -21,7 +20,7 @@ def seen_in(plan: Plan, facts: Sequence[TaskProgress]) -> list[tuple[Place, Seen
     tell no step time, and points that the plan has no parts of, teach nothing."""
     told: dict[tuple[str, str], list[float]] = {}
     for fact in facts:
-        if (step_s := _told_s(fact.detail)) is not None:
+        if (step_s := _told_s(fact)) is not None:
             told.setdefault((fact.usage.board, fact.usage.point_id), []).append(step_s)
     options = {(option.place, option.point_id): option for option in plan.options}
     found: list[tuple[Place, Seen]] = []
@@ -33,13 +32,10 @@ def seen_in(plan: Plan, facts: Sequence[TaskProgress]) -> list[tuple[Place, Seen
     return found
 
 
-def _told_s(detail: str) -> float | None:
-    """A script may print what it likes: only a number of seconds that a step can take is one."""
-    try:
-        found = json.loads(detail)
-    except (ValueError, RecursionError):
-        return None
-    step_s = found.get("step_s") if isinstance(found, dict) and found.get("event") == "progress" else None
+def _told_s(fact: TaskProgress) -> float | None:
+    """Only a number of seconds that a step can take is one."""
+    said = fact.said()
+    step_s = said.get("step_s") if said.get("event") == "progress" else None
     if isinstance(step_s, bool) or not isinstance(step_s, int | float):
         return None
     return float(step_s) if 0 < step_s <= STEP_S_MAX else None

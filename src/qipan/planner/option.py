@@ -1,7 +1,7 @@
 """What a plan consists of: options, refusals, and the scene in which a task is planned."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from qipan.curves import Curve
 from qipan.hardware import BoardId, BoardSpec, ChipClass, ChipClassId, Pool, Storage
@@ -54,6 +54,16 @@ class Option:
     checkpoint_every_s: float = 0.0
     before_s: dict[str, float] = field(default_factory=dict)
 
+    def lasting(self, seconds: float) -> "Option":
+        """The same devices for another time."""
+        factor = seconds / self.finish_p50_s
+        beside = self.storage_micro_cny + self.egress_micro_cny
+        return replace(
+            self, finish_p10_s=self.finish_p10_s * factor, finish_p50_s=seconds, finish_p90_s=self.finish_p90_s * factor,
+            cost_p50_micro_cny=round((self.cost_p50_micro_cny - beside) * factor) + beside,
+            cost_p90_micro_cny=round((self.cost_p90_micro_cny - beside) * factor) + beside,
+        )  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class Refused:
@@ -64,10 +74,62 @@ class Refused:
 
 
 @dataclass(frozen=True, slots=True)
+class Flow:
+    """A stream between two stages as planned.  `made_per_s`: samples that one worker (a device of the feeding stage) prepares;
+    `taken_per_s`: samples that the fed stage takes when it never waits; 0: not known.  `workers_needed`: the least that prepare as fast as
+    that; `wait_share`: of the fed stage's time with the planned `workers`; both None where a rate is not known.  `limit`: the stage that is slower; `text`: all
+    of this in a sentence."""
+
+    feeder: str
+    fed: str
+    made_per_s: float
+    made_source: str
+    taken_per_s: float
+    taken_source: str
+    workers: int
+    workers_needed: int | None
+    wait_share: float | None
+    limit: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Meetings:
+    """How the sites of a task meet, as planned: at most every `every` inner steps of `inner_s` at the slowest of them; each sends
+    `sent_bytes`, which takes `exchange_s`; a round that has grown takes `round_s`.  `rounds`: in all; `use_share`: of the time in
+    which sites train; `extra_s`: what meeting adds to the training; `text`: all of this in a sentence."""
+
+    every: int
+    inner_s: float
+    sent_bytes: int
+    exchange_s: float
+    round_s: float
+    rounds: int
+    use_share: float
+    extra_s: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class StagePlan:
+    """One stage of a task, with options of its own; `begins_s` and `ends_s` (p50) count from the start of the task's first stage."""
+
+    stage: str
+    begins_s: float
+    ends_s: float
+    after: tuple[str, ...]
+    feeds: str
+    options: tuple[Option, ...]
+    refused: tuple[Refused, ...]
+    chosen: str
+
+
+@dataclass(frozen=True, slots=True)
 class Plan:
     """`curve` None: nothing can run it, see `refused`.  `mixed`: one pipeline, or replicas with uneven rows, over two pools of unlike chips at one site, for people
     to compare: boards give no lease over both yet, so they are no points of the curve.  `vocab_assumed`: the vocabulary comes from the data and was
-    taken as this for the arithmetic (0: it was stated)."""
+    taken as this for the arithmetic (0: it was stated).  Of a task in parts (several sites, stages) `options` has the chosen one of each
+    part and `curve` is None: each part has its own.  `meetings`: of several sites whose links are stated."""
 
     task: str
     options: tuple[Option, ...]
@@ -77,6 +139,15 @@ class Plan:
     vocab_assumed: int = 0
     checkpoint_every_s: float = 0.0
     mixed: tuple[Option, ...] = ()
+    stages: tuple[StagePlan, ...] = ()
+    flows: tuple[Flow, ...] = ()
+    meetings: Meetings | None = None
+
+    def chosen_options(self) -> tuple[Option, ...]:
+        """The chosen one; of a task in parts one of each."""
+        if self.curve is None:
+            return self.options
+        return tuple(one for one in self.options if one.option_id == self.chosen) or self.options[:1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +163,8 @@ class Scene:
     data_bytes: int
     data_at: str
     learned: Mapping[tuple[str, str], Belief]
+    samples: int = 0
+    samples_per_s: Mapping[str, float] = field(default_factory=dict)
 
     def store(self, site: str) -> Storage | None:
         return storage_at(self.root, site)

@@ -22,6 +22,7 @@ from qipan.planner.steps import Layout, best_layout, memory_bytes, parts_s, stra
 from qipan.planner.useful import checkpoint_every_s as young_s
 from qipan.planner.useful import useful_share
 from qipan.quantities import format_duration, format_money
+from qipan.strategy import Strategy
 from qipan.workload import Task
 from qipan.workload.model import Model, parameter_count
 
@@ -30,6 +31,10 @@ MODEL_BAND = 0.15
 #: failures of a local process per device-hour, for the checkpoint interval
 FAILURES_PER_DEVICE_HOUR = 0.1
 BAND_START = 0.35
+#: ranks make their world anew (`benchmarks.resize`, loaded cores: 0.2 s to shrink, 3 s to grow)
+RESHAPE_S = 3.0
+#: of a feeding stage that states no `devices`
+WORKERS_MOST = 64
 
 
 def plan_task(
@@ -42,17 +47,21 @@ def plan_task(
     data_at: str = "",
     chips: Mapping[ChipClassId, ChipClass] | None = None,
     learned: Mapping[tuple[str, str], Belief] | None = None,
+    samples: int = 0,
+    samples_per_s: Mapping[str, float] | None = None,
 ) -> Plan:
-    """Plan a task on a tree of boards.  `chips`: catalogue facts, for pools that were never probed.  `vocab` is used when the model takes it from its data; `data_bytes` (0: as its
+    """Plan a task on a tree of boards.  `samples` that a stage's script prepares or takes at `samples_per_s` (chip class -> of one device) say how long it runs.  `chips`: catalogue facts, for pools that were never probed.  `vocab` is used when the model takes it from its data; `data_bytes` (0: as its
     tokens usually take) lie at the site `data_at` ("": the one whose storage an address names, else wherever the task runs)."""
-    if task.kind not in ("train", "finetune") or task.stages:
-        why = f"kind {task.kind}{' with stages' if task.stages else ''} is not yet runnable"
+    if task.kind not in ("train", "finetune", "batch") and not task.is_service:
+        why = f"kind {task.kind} is not yet runnable"
         return Plan(task.name, (), (Refused("everywhere", "any", task.name, why),), "", None)
     regions = {board.board: board.region for board in root.walk()}
     model = replace(task.model, vocab=task.model.vocab or vocab) if task.model is not None else None
     size = data_bytes or usual_bytes(task)
     at = data_at or lies_at(task.data, root)
-    scene = Scene(task, model, root, regions, chips or {}, links, size, at, learned or {})
+    scene = Scene(
+        task, model, root, regions, chips or {}, links, size, at, learned or {}, samples, samples_per_s or {}
+    )
     refused: list[Refused] = []
     raw: list[Raw] = []
     for pool in sorted(
@@ -70,7 +79,7 @@ def plan_task(
             task.name, (), tuple(refused), "", None, vocab if task.model and not task.model.vocab else 0
         )
     best = max(point.rate for _, _, _, point, *_ in raw)
-    curve = _curve(task, raw, best)
+    curve = _curve(scene, raw, best)
     every_s = _checkpoint_every_s(task, raw)
     curve = _with_storage(curve, task, model, every_s)
     options = [
@@ -189,7 +198,7 @@ def _points(scene: Scene, pool: Pool) -> tuple[list[Raw], list[Refused]]:
     task, model, chip = scene.task, scene.model, scene.chips.get(pool.chip_class)
     if pool.probe is None and chip is not None and model is not None and task.work.tokens and known(chip):
         return _catalogue_points(scene, model, pool, chip)
-    return _script_points(task, pool) if task.run else _trainer_points(scene, pool)
+    return _script_points(scene, pool) if task.run else _trainer_points(scene, pool)
 
 
 def _catalogue_points(
@@ -218,6 +227,7 @@ def _catalogue_points(
             1.0 / (best.step_s * steps), 1.0 / (high_s * steps), 1.0 / (low_s * steps), start_s=START_S,
             stop_s=best.step_s + saved.save_s,
             strategy=best.strategy, memory_margin=best.memory_margin,
+            reshape_s=_reshape_s(task, best.strategy, saved.save_s + saved.load_s),
         )  # fmt: skip
         label = best.strategy.label() + (" fp8" if low else "")
         found.append((pool, best.devices, label, point, best.step_s, best))
@@ -227,21 +237,61 @@ def _catalogue_points(
     return found, []
 
 
-def _script_points(task: Task, pool: Pool) -> tuple[list[Raw], list[Refused]]:
+def _reshape_s(task: Task, strategy: Strategy, disk_s: float) -> float | None:
+    """How long the built-in trainer stands still to go on at another point in its processes, by way of the disk (`disk_s`) where
+    no rank holds the whole model; None: it is started again."""
+    if task.run or task.part is not None or strategy.outer is not None:
+        return None
+    site = strategy.sites[0]
+    first = site.stages[0]
+    whole = len(site.stages) == 1 and not site.zero and first.tp == first.ep == 1
+    return RESHAPE_S if whole else RESHAPE_S + disk_s
+
+
+def _script_points(scene: Scene, pool: Pool) -> tuple[list[Raw], list[Refused]]:
     """A script is opaque: its own shape, and its time limit as duration.  Elastic scripts are taken to speed up
-    with the square root of their devices until their progress tells."""
+    with the square root of their devices until their progress tells; samples that are prepared apart from each other, in proportion."""
+    task = scene.task
+    feeds = task.stage is not None and task.stage.feeds
     least = max(1, task.devices.min)
-    most = max(least, task.devices.max) if task.elastic else least
+    most = max(least, task.devices.max) if task.elastic or feeds else least
+    if feeds and not task.devices.max:
+        most = max(least, min(pool.devices, WORKERS_MOST))
     if pool.devices < least:
         why = f"needs {least} devices, the pool has {pool.devices}; lower `devices`"
         return [], [Refused(pool.site, pool.chip_class, "own script", why)]
-    limit_s = task.limits.time_limit_s or 3600.0
+    limit_s, start_s, band = task.limits.time_limit_s or 3600.0, 1.0, 2.0
+    if task.forecast is not None:  # a replica's cost and duration are those of its `time`, else of a period
+        number = task.replica.number if task.replica is not None else 1
+        periods = (task.limits.time_limit_s or task.forecast.every_s) / task.forecast.every_s
+        limit_s = task.forecast.hours_of(number).asked_s_of_period() * periods
+        start_s, band = task.forecast.start_s, 1.0
+    per_node, nodes = pool.devices_per_node, pool.devices // max(1, pool.devices_per_node)
+    if task.devices.per_node and nodes > 1:  # a pool of one node runs it there, once
+        per_node = task.devices.per_node
+        wanted = least // per_node
+        if per_node > pool.devices_per_node or wanted > nodes:
+            why = (
+                f"needs {wanted} nodes with {per_node} devices each, the pool has {nodes} with {pool.devices_per_node};"
+                " change `devices: per_node`"
+            )
+            return [], [Refused(pool.site, pool.chip_class, "own script", why)]
+        most = min(most, nodes * per_node)
+    per_device = scene.samples_per_s.get(pool.chip_class, 0.0)
     found: list[Raw] = []
-    for devices in range(least, min(most, pool.devices) + 1):
+    for devices in range(least, min(most, pool.devices) + 1, task.devices.per_node or 1):
         rate = math.sqrt(devices / most) / limit_s
-        need = Need(pool.chip_class, devices, pool.devices_per_node)
+        if scene.samples and per_device:
+            rate = devices * per_device / scene.samples
+        need = Need(pool.chip_class, devices, per_node)
         point = Point(
-            f"{pool.chip_class}:{devices}", (need,), rate, rate * 0.5, rate * 2.0, start_s=1.0, stop_s=1.0
+            f"{pool.chip_class}:{devices}",
+            (need,),
+            rate,
+            rate / band,
+            rate * band,
+            start_s=start_s,
+            stop_s=1.0,
         )
         found.append((pool, devices, "own script", point, 0.0, None))
     return found, []
@@ -278,6 +328,7 @@ def _trainer_points(scene: Scene, pool: Pool) -> tuple[list[Raw], list[Refused]]
             1.0 / (seconds * steps), 1.0 / (high_s * steps), 1.0 / (low_s * steps), start_s=start_s,
             stop_s=seconds + 2 * probe.save_s + 1.0,
             strategy=strategy, host_memory_bytes=memory_bytes(layout, model) * devices,
+            reshape_s=_reshape_s(task, strategy, 2 * probe.save_s),
         )  # fmt: skip
         found.append((pool, devices, strategy.label(), point, seconds, None))
     if not found:
@@ -286,7 +337,8 @@ def _trainer_points(scene: Scene, pool: Pool) -> tuple[list[Raw], list[Refused]]
     return found, []
 
 
-def _curve(task: Task, raw: Sequence[Raw], best: float) -> Curve:
+def _curve(scene: Scene, raw: Sequence[Raw], best: float) -> Curve:
+    task = scene.task
     points = {
         point.point_id: replace(
             point, rate=point.rate / best, rate_p10=point.rate_p10 / best, rate_p90=point.rate_p90 / best
@@ -294,6 +346,8 @@ def _curve(task: Task, raw: Sequence[Raw], best: float) -> Curve:
         for _, _, _, point, *_ in raw
     }
     source = ("time limit" if task.limits.time_limit_s else "declared") if task.run else "planner"
+    if scene.samples and scene.samples_per_s:
+        source = "declared"
     return Curve(tuple(points[key] for key in sorted(points)), 1.0 / best, source)  # type: ignore[arg-type]
 
 
@@ -340,7 +394,7 @@ def _option(
         f"{pool.pool_id}:{devices}", pool.site, scene.regions[pool.site], pool.chip_class, devices, label, step, point.start_s,
         point.stop_s + point.start_s, p10, p50, p90, round((p50 - move_s) * price) + kept + egress,
         round((p90 - move_s) * price) + kept + egress, move_bytes, move_s, useful,
-        _source(task, layout, belief), point.point_id,
+        _source(scene, layout, belief), point.point_id,
         deadline_odds=_odds(task.limits.deadline_s, p10, p50, p90), parts_s=parts if belief is None else scaled_parts(belief, parts),
         storage_micro_cny=kept, egress_micro_cny=egress, save_s=save_s, checkpoint_every_s=every_s,
         before_s={} if belief is None else parts,
@@ -386,16 +440,16 @@ def _risked(scene: Scene, pool: Pool, label: str, point: Point, layout: Best) ->
         name, pool.site, scene.regions[pool.site], pool.chip_class, layout.devices, label, layout.step_s, point.start_s,
         point.stop_s + point.start_s + saved.load_s, move_s + ends.p10_s, move_s + ends.p50_s, move_s + ends.p90_s,
         round(ends.p50_s * price) + kept + egress, round(ends.p90_s * price) + kept + egress, move_bytes, move_s, useful,
-        _source(task, layout, scene.belief(pool)), point.point_id, deadline_odds=ends.odds, limit=layout.limit,
+        _source(scene, layout, scene.belief(pool)), point.point_id, deadline_odds=ends.odds, limit=layout.limit,
         parts_s=layout.parts_s, memory_bytes=round(layout.memory_bytes), memory_parts=layout.memory_parts,
         memory_odds=layout.memory_odds, evidence=f"{unknown}{run}", storage_micro_cny=kept, egress_micro_cny=egress,
         save_s=saved.save_s, checkpoint_every_s=every_s, before_s=layout.before_s,
     )  # fmt: skip
 
 
-def _source(task: Task, layout: Best | None, belief: Belief | None) -> str:
-    if layout is None and task.run:
-        return "time limit"
+def _source(scene: Scene, layout: Best | None, belief: Belief | None) -> str:
+    if layout is None and scene.task.run:
+        return "samples at their rate" if scene.samples and scene.samples_per_s else "time limit"
     source = "catalogue + model fitted to published runs" if layout is not None else "probe + closed form"
     return source if belief is None else f"{source} + steps of tasks that ended here"
 

@@ -10,7 +10,9 @@ from dataclasses import dataclass, replace
 from qipan.errors import Infeasible
 from qipan.hardware import BoardSpec, Pool
 from qipan.network import Link
-from qipan.strategy import Outer, SiteStrategy, Stage, Strategy, share_rows
+from qipan.planner.option import Meetings
+from qipan.quantities import format_bytes, format_duration
+from qipan.strategy import Outer, SiteStrategy, Stage, Strategy, round_steps, share_rows
 from qipan.workload import Limits, Shape, Task
 from qipan.workload.task import Part
 
@@ -20,15 +22,66 @@ def mixed_step_s(rows_per_dp: Sequence[int], rows_per_s: Sequence[float]) -> flo
     return max(rows / rate for rows, rate in zip(rows_per_dp, rows_per_s, strict=True))
 
 
-def round_s(
-    inner_s: float, every: int, sites: int, values: int, bytes_per_value: float, link: Link, *, overlap: bool, codec_s: float = 0.0
-) -> float:  # fmt: skip
-    """Seconds of a round of outer steps (TRAINING, formulas): the inner steps, then what of the exchange they do not hide.
-    `inner_s`: a step at the slowest site; each site sends to every other (V = S - 1), and control passes the link
-    six times.  With overlap a round lasts as long as its steps or its exchange, whichever is longer."""
-    exchange_s = (sites - 1) * values * bytes_per_value / link.bytes_per_s + 6 * link.latency_s + codec_s
-    steps_s = every * inner_s
-    return max(steps_s, exchange_s) if overlap else steps_s + exchange_s
+#: of a value, on one core, measured in the trainer at the size of `benchmarks.trainer`: to take it up and put it back, while training stands
+#: still; to code it, decode it and sum its bits, which may be hidden
+HANDLED_S, CODED_S = 1e-8, 1e-8
+
+
+def sent_bytes(outer: Outer, sites: int, values: int) -> float:
+    """By each site in a round, of a model of so many values: to every other site (V = S - 1)."""
+    return (sites - 1) * values / outer.fragments * outer.bytes_per_value
+
+
+def exchange_s(outer: Outer, sites: int, values: int, link: Link) -> float:
+    """Seconds of an exchange over a link: coding, the bytes, and control, which passes it six times."""
+    coded_s = CODED_S * outer.told * values / outer.fragments
+    return coded_s + sent_bytes(outer, sites, values) / link.bytes_per_s + 6 * link.latency_s
+
+
+def round_s(outer: Outer, values: int, inner_s: float, exchanged_s: float, every: int = 0) -> float:
+    """Seconds of a round of outer steps (TRAINING, formulas): the inner steps and what is taken up and put back, then what of the
+    exchange they do not hide.  `inner_s`: a step at the slowest site; `every`: of a round that has not grown yet.  With overlap a
+    round lasts as long as its steps or its exchange, whichever is longer."""
+    steps_s = (every or outer.every) * inner_s + HANDLED_S * outer.told * values / outer.fragments
+    return max(steps_s, exchanged_s) if outer.overlap else steps_s + exchanged_s
+
+
+def rounds_of(outer: Outer, steps: int) -> list[tuple[int, int]]:
+    """(inner steps of a round, how many such rounds follow each other) of a training of so many steps."""
+    found: list[tuple[int, int]] = []
+    done = 0
+    while done < steps:
+        every = min(round_steps(outer.every, outer.ramp, done), steps - done)
+        grows_at = (every + 1) * outer.ramp if every < outer.every else steps
+        count = max(1, -(-(min(steps, grows_at) - done) // every))
+        if done + every * count > steps:
+            count -= 1  # what is left is a shorter round
+        found.append((every, count))
+        done += every * count
+    return found
+
+
+def meetings(strategy: Strategy, values: int, steps: int, inner_s: float, links: Sequence[Link]) -> Meetings:
+    """Of a training of so many steps.  `inner_s`: of the slowest site; `links`: between the sites, at least one."""
+    outer, sites = strategy.outer, len(strategy.sites)
+    assert outer is not None
+    slowest = max(links, key=lambda one: exchange_s(outer, sites, values, one))
+    exchanged_s, size = exchange_s(outer, sites, values, slowest), round(sent_bytes(outer, sites, values))
+    rounds = rounds_of(outer, steps)
+    number, alone_s = sum(count for _, count in rounds), steps * inner_s
+    training_s = max(
+        alone_s, sum(count * round_s(outer, values, inner_s, exchanged_s, every) for every, count in rounds)
+    )
+    use = alone_s / training_s
+    what = "differences and Adam's moments" if outer.moments else "differences"
+    text = (
+        f"{sites} sites meet {number} times, at most every {outer.every} steps of {format_duration(inner_s)}: each sends"
+        f" {format_bytes(size)} ({what}, {outer.codec}), {format_duration(exchanged_s)} over the link {slowest.source} -"
+        f" {slowest.target}{', while they train on' if outer.overlap else ''}; they train {use:.0%} of the time"
+    )
+    return Meetings(
+        outer.every, inner_s, size, exchanged_s, round_s(outer, values, inner_s, exchanged_s), number, use, training_s - alone_s, text
+    )  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +127,7 @@ def plan_sites(
     asked = task.sites
     outer = Outer(
         asked.every, codec=asked.codec, grace_s=asked.grace_s, min_sites=asked.min_sites, fragments=asked.fragments,
-        overlap=asked.overlap,
+        overlap=asked.overlap, ramp=asked.ramp, moments=asked.moments,
     )  # fmt: skip
     strategy = Strategy(task.work.seed, task.work.seq, rows, tuple(sites), outer)
     return SitesPlan(strategy, _parts(task, task_id, strategy, wanted, links, coordinator, endpoints))

@@ -37,8 +37,7 @@ class Holdings:
 class Refusal:
     """`kind`: which part of which rule says no."""
 
-    kind: str  # "ceiling", "floor", "loan", "borrow"
-    rule: QuotaRule
+    kind: str  # "ceiling", "floor", "loan", "borrow", "preemptions", "idle"
     text: str
 
 
@@ -76,8 +75,10 @@ def refusal(
     more: int,
     stop_s: float,
     now_s: float,
+    parked_enough: QuotaRule | None = None,
 ) -> Refusal | None:
-    """Why the task may not take `more` devices of `chip`; None when it may."""
+    """Why the task may not take `more` devices of `chip`; None when it may.  `parked_enough`: the rule by which it was parked as often as
+    it may be."""
     rules = [rule for rule in rules if rule.covers(chip)]
     own = [rule for rule in rules if rule.tenant == order.tenant]
     for rule in own:
@@ -85,16 +86,15 @@ def refusal(
         if rule.ceiling is not None and held + more > rule.ceiling:
             return Refusal(
                 "ceiling",
-                rule,
                 f"{rule.name()} has a ceiling of {rule.ceiling}: {held} are held, {more} more are wanted",
             )
         mine = entitled(rule, holdings)
         if rule.borrow is not None and held + more > mine + rule.borrow:
             return Refusal(
-                "borrow", rule,
+                "borrow",
                 f"{rule.name()} lets it borrow {rule.borrow} beyond its own {mine}: {held} are held, {more} more are wanted",
             )  # fmt: skip
-    parks = may_borrow(order, own)
+    parks = may_borrow(order, own) and parked_enough is None
     if own and all(holdings.of(rule) + more <= entitled(rule, holdings) for rule in own):
         parks = True  # its own: only what others keep for themselves is out of reach
         stop_s = 0.0
@@ -109,6 +109,10 @@ def refusal(
             most = (of_rule, rule)
     if most is not None and holdings.free(chips) - kept < more:
         loan = most[1].loan
+        if parked_enough is not None and may_borrow(order, own):
+            rate = parked_enough.per_task
+            how = f"it was parked {rate}, as often as {parked_enough.name()} allows, and borrows nothing meanwhile"
+            return Refusal("preemptions", f"{most[1].name()} keeps {most[0]} devices: {how}")
         if not parks:
             how = "it may not be parked, so it cannot borrow them"
         elif holdings.wanted.get(most[1], 0):
@@ -120,8 +124,6 @@ def refusal(
         else:
             how = "they are not lent"
         return Refusal(
-            "loan" if loan is not None else "floor",
-            most[1],
-            f"{most[1].name()} keeps {most[0]} devices: {how}",
+            "loan" if loan is not None else "floor", f"{most[1].name()} keeps {most[0]} devices: {how}"
         )
     return None

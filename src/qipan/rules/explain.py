@@ -1,7 +1,9 @@
 """Rules in sentences: what a tenant may count on, and what it lends."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
+from qipan.quantities import format_duration
 from qipan.quota import Loan, QuotaRule
 from qipan.rules.entitlement import Holdings, entitled
 
@@ -27,6 +29,11 @@ def explain_rules(
 
 
 def _sentence(rule: QuotaRule, stock: Mapping[str, int], own: int) -> str:
+    told = [*_parked(rule), *_idle(rule)]
+    if rule.tenant == "*" or rule == replace(
+        rule, share=0.0, floor=0, ceiling=None, borrow=None, loan=None, protect=()
+    ):
+        return "; ".join(told)
     chips = ", ".join(sorted(chip for chip in stock if rule.covers(chip)))
     total = sum(count for chip, count in stock.items() if rule.covers(chip))
     parts = [
@@ -51,7 +58,29 @@ def _sentence(rule: QuotaRule, stock: Mapping[str, int], own: int) -> str:
         parts.append(
             f"its {', '.join(rule.protect)} tasks are never taken back, and borrow nothing that is lent"
         )
-    return "; ".join(parts)
+    return "; ".join([*parts, *told])
+
+
+def _parked(rule: QuotaRule) -> list[str]:
+    told = []
+    if rule.per_task is not None:
+        told.append(
+            f"a task is parked for others at most {rule.per_task}, then keeps what it holds and borrows nothing"
+        )
+    if rule.per_tenant is not None:
+        whose = "a tenant's" if rule.tenant == "*" else "its"
+        told.append(f"{whose} tasks together are parked for others at most {rule.per_tenant}")
+    return told
+
+
+def _idle(rule: QuotaRule) -> list[str]:
+    if rule.idle is None:
+        return []
+    idle, notice = rule.idle, format_duration(rule.idle.notice_s)
+    return [
+        f"a lease whose devices are busy for less than {idle.below:.0%} of {format_duration(idle.for_s)} is lent {notice} after"
+        f" its holder was told, and is back within {notice} when it is woken"
+    ]
 
 
 def _lends(floor: int, loan: Loan | None) -> str:

@@ -11,6 +11,8 @@ from qipan.events import (
     CapacityChanged,
     Command,
     CommandReceived,
+    DevicesBusy,
+    ElectricityPriced,
     EngineAttached,
     EngineLost,
     EngineOffered,
@@ -33,12 +35,17 @@ from qipan.events import (
     TasksHeld,
     TaskStarted,
     TaskSubmitted,
+    TaskWoken,
 )
 from qipan.leases import EngineId, LeaseId, TaskId
 from qipan.quantities import format_money
 from qipan.scheduler import census
+from qipan.scheduler.idle import devices_busy, woken
 from qipan.scheduler.moves import links_of
+from qipan.scheduler.preemptions import joined
+from qipan.scheduler.reshaping import cost_of
 from qipan.scheduler.state import (
+    RUNS,
     AfterStop,
     Draft,
     EngineState,
@@ -51,6 +58,8 @@ from qipan.scheduler.state import (
 )
 from qipan.scheduler.transitions import (
     after_stop,
+    begin_behind,
+    cancel,
     end,
     give_back,
     order_stop,
@@ -62,6 +71,8 @@ from qipan.scheduler.transitions import (
 
 #: a task lost so often in a row without a new checkpoint is taken for broken
 LOSSES_MAX = 5
+#: a service saves nothing: a replica that served so long is not taken for broken when it is lost
+LIVED_S = 600.0
 
 
 def absorb(state: State, fact: Fact, draft: Draft) -> None:
@@ -83,6 +94,16 @@ def absorb(state: State, fact: Fact, draft: Draft) -> None:
             draft.anew = True
         case LinksSet():
             state.links, draft.anew = links_of(fact.links), True
+            state.tasks.asks = None  # who found no seat may find one over the new links
+        case ElectricityPriced():
+            known = state.engines.get(fact.engine)
+            if known is not None:
+                state.engines[fact.engine] = replace(known, electricity=fact.micro_cny_per_device_hour)
+                draft.chips |= {chip for chip, _ in fact.micro_cny_per_device_hour}
+        case TaskWoken():
+            woken(state, fact, draft)
+        case DevicesBusy():
+            devices_busy(state, fact, draft)
         case BudgetReached():
             _budget_reached(state, fact, draft)
         case BudgetRaised():
@@ -121,25 +142,24 @@ def _submitted(state: State, fact: TaskSubmitted, draft: Draft) -> None:
     if task_id in state.tasks or task_id in state.over:
         return
     order = state.tasks.shared(fact.order)
-    state.tasks[task_id] = TaskState(
+    state.tasks[task_id] = task = TaskState(
         order,
-        Phase.QUEUED,
+        Phase.BEHIND if order.after else Phase.QUEUED,
         draft.moment.now_s,
         done_s=order.saved_s,
         saved_s=order.saved_s,
         attempt=order.attempt,
+        preempted_s=order.preempted_s,
     )
+    if order.after:
+        begin_behind(state, task, draft)
 
 
 def _cancel(state: State, fact: CancelRequested, draft: Draft) -> None:
     task = state.tasks.get(fact.task_id)
     if task is None:
         return
-    draft.because(fact.task_id, "cancelled", f"cancelled by {fact.by}")
-    if task.phase in (Phase.QUEUED, Phase.PARKED):
-        end(state, task, "cancelled", draft)
-    else:
-        order_stop(state, task, draft, park=False, why=f"cancelled by {fact.by}", after=AfterStop.END)
+    cancel(state, task, draft, f"cancelled by {fact.by}")
 
 
 def _park(state: State, fact: ParkRequested, draft: Draft) -> None:
@@ -150,7 +170,7 @@ def _park(state: State, fact: ParkRequested, draft: Draft) -> None:
         draft.because(
             task.task_id, "parked", f"parked by {fact.by}; continues when the board is taken up again"
         )
-        if task.phase not in (Phase.QUEUED, Phase.PARKED, Phase.STOPPING):
+        if task.phase not in (Phase.QUEUED, Phase.PARKED, Phase.BEHIND, Phase.LENT, Phase.STOPPING):
             order_stop(state, task, draft, park=True, why=f"parked by {fact.by}", after=AfterStop.QUEUE)
 
 
@@ -166,12 +186,13 @@ def _budget_reached(state: State, fact: BudgetReached, draft: Draft) -> None:
         fact.task_id, "parked", f"parked with its checkpoint before its budget is overrun: {why}",
         spent_micro_cny=fact.spent_micro_cny, budget_micro_cny=fact.budget_micro_cny,
     )  # fmt: skip
-    if task.phase is Phase.QUEUED:
+    task = replace(task, lent=())  # a lease that stood idle and was lent is not taken up by `wake` now
+    if task.phase in (Phase.QUEUED, Phase.PARKED, Phase.LENT):
         state.tasks[fact.task_id] = replace(task, phase=Phase.PARKED, why_waiting=why)
     elif task.phase is Phase.STOPPING:
-        if task.after_stop is AfterStop.QUEUE:
+        if task.after_stop in (AfterStop.QUEUE, AfterStop.KEEP, AfterStop.LEND):
             state.tasks[fact.task_id] = replace(task, after_stop=AfterStop.KEEP, stop_why=why)
-    elif task.phase is not Phase.PARKED:
+    else:
         order_stop(state, task, draft, park=True, why=why, after=AfterStop.KEEP)
 
 
@@ -182,6 +203,9 @@ def _budget_raised(state: State, fact: BudgetRaised, draft: Draft) -> None:
     draft.because(
         fact.task_id, "budget", f"{fact.by} raised its budget to {format_money(fact.budget_micro_cny)}"
     )
+    if task.lent:
+        return  # it was not parked for its budget: it sleeps until it is woken, or its forecast asks for it
+    task = replace(task, turns_s=None)  # its forecast may not ask for it now
     if task.phase is Phase.PARKED:
         state.tasks[fact.task_id] = replace(to_queue(task, draft), why_waiting="")
     elif task.after_stop is AfterStop.KEEP:
@@ -238,10 +262,11 @@ def _command(state: State, command: Command, draft: Draft) -> None:
 
 def _reserve(state: State, command: Reserve, draft: Draft) -> None:
     known = state.tasks.get(command.task_id)
-    if known is not None and (known.parent is None or command.generation <= known.parent.generation):
+    if known is not None and (known.parent is None or command.lease_id == known.parent.lease_id):
         return
     if known is not None:
-        # The parent asks anew for a task that is still here (its stop is on the way): refuse, it will ask again.
+        # The parent asks anew for a task that is still here (its stop is on the way): refuse, it will ask again.  Whatever the
+        # generation: one that was found at a child may have had as high a one there.
         refuse(
             state,
             command.task_id,
@@ -265,6 +290,7 @@ def _reserve(state: State, command: Reserve, draft: Draft) -> None:
         attempt=order.attempt,
         done_s=order.saved_s,
         saved_s=order.saved_s,
+        preempted_s=order.preempted_s,
     )
 
 
@@ -293,10 +319,16 @@ def _addressed(state: State, command: Start | Resize | Stop, draft: Draft) -> Ta
 
 def _offered(state: State, fact: EngineOffered, draft: Draft) -> None:
     before = state.engines.get(fact.engine)
-    state.engines[fact.engine] = EngineState(
-        fact.offers, fact.chooses, room=before.room if before is not None else None
+    known = before if before is not None else EngineState((), fact.chooses)
+    draft.outs = draft.outs or known.out != fact.out
+    state.engines[fact.engine] = replace(
+        known, offers=fact.offers, chooses=fact.chooses, lost=False, out=fact.out, in_place=fact.in_place
     )
-    if before is None or before.lost or before.chooses is not fact.chooses:
+    if before is None or (before.lost, before.chooses, before.in_place) != (
+        False,
+        fact.chooses,
+        fact.in_place,
+    ):
         draft.anew = True
         for task in state.tasks.at(fact.engine):
             state.tasks.lease_due.note(task.task_id, task)
@@ -330,20 +362,8 @@ def _engine_lost(state: State, fact: EngineLost, draft: Draft) -> None:
 
 def _capacity(state: State, fact: CapacityChanged, draft: Draft) -> None:
     draft.chips.add(fact.chip_class)
-    engine = state.engines.get(fact.engine)
-    if engine is None:
-        return
-    offers = tuple(
-        replace(
-            offer,
-            devices=max(0, offer.devices + fact.devices),
-            largest_gang=max(0, offer.largest_gang + fact.devices),
-        )
-        if offer.chip_class == fact.chip_class
-        else offer
-        for offer in engine.offers
-    )
-    state.engines[fact.engine] = replace(engine, offers=offers)
+    if fact.engine in state.engines:
+        state.engines[fact.engine] = state.engines[fact.engine].with_more(fact.chip_class, fact.devices)
 
 
 def _renewal_asked(state: State, fact: RenewalAsked, draft: Draft) -> None:
@@ -411,7 +431,7 @@ def _started(state: State, fact: TaskStarted, draft: Draft) -> None:
     if task is None:
         return
     place = f"{state.board}/{fact.place}"
-    phase = Phase.RUNNING if task.phase in (Phase.STARTING, Phase.RESIZING, Phase.RUNNING) else task.phase
+    phase = Phase.RUNNING if task.phase in RUNS else task.phase
     task = replace(
         task,
         phase=phase,
@@ -439,10 +459,14 @@ def _started(state: State, fact: TaskStarted, draft: Draft) -> None:
 
 def _progress(state: State, fact: TaskProgress, draft: Draft) -> None:
     task = state.tasks.get(fact.task_id)
-    if task is None or task.engine != fact.engine or fact.attempt < task.attempt:
+    if task is None or task.engine != fact.engine:
         return
+    if fact.attempt < task.attempt - (task.phase is Phase.RESIZING):  # which goes on until it is resized
+        return
+    attempt = max(task.attempt, fact.attempt)
+    losses = 0 if fact.saved_s > task.saved_s else task.losses
     state.tasks[fact.task_id] = task = replace(
-        task, done_s=fact.done_s, saved_s=max(task.saved_s, fact.saved_s), attempt=fact.attempt
+        task, done_s=fact.done_s, saved_s=max(task.saved_s, fact.saved_s), attempt=attempt, losses=losses
     )
     if task.parent is not None:
         draft.reports.append(replace(fact, engine=EngineId(state.board)))
@@ -454,8 +478,11 @@ def _exited(state: State, fact: TaskExited, draft: Draft) -> None:
         _exited_elsewhere(state, fact, draft)
         return
     lost_s = max(0.0, task.done_s - fact.saved_s) if fact.outcome in ("lost", "failed", "cancelled") else 0.0
+    lived = task.order.hours is not None and fact.usage.until_s - fact.usage.started_s >= LIVED_S
     losses = (
-        (1 if fact.saved_s > task.saved_s else task.losses + 1) if fact.outcome == "lost" else task.losses
+        (1 if fact.saved_s > task.saved_s or lived else task.losses + 1)
+        if fact.outcome == "lost"
+        else task.losses
     )
     if losses >= LOSSES_MAX and fact.final:
         fact = replace(
@@ -471,25 +498,28 @@ def _exited(state: State, fact: TaskExited, draft: Draft) -> None:
         done_s=fact.done_s if fact.outcome == "done" else fact.saved_s,
         saved_s=max(task.saved_s, fact.saved_s),
         lost_s=task.lost_s + lost_s,
+        preempted_s=joined(task.preempted_s, fact.preempted_s, draft.moment.now_s),
     )
     state.tasks[task.task_id] = task
     over = fact.outcome in FINAL
     if task.parent is not None:
-        stays = not over and not (task.phase is Phase.STOPPING and task.after_stop is AfterStop.RETURN)
+        leaves = task.phase is Phase.STOPPING and task.after_stop in (AfterStop.RETURN, AfterStop.END)
         draft.reports.append(
             replace(
                 fact,
                 lease_id=task.parent.lease_id,
                 engine=EngineId(state.board),
                 generation=task.generation,
-                final=not stays,
+                final=over or (leaves and fact.final),
+                preempted_s=task.preempted_s,
             )
         )
     if over:
         end(state, task, fact.outcome, draft, why=fact.why, report=False)
     elif fact.outcome == "resized":
         target = task.target()
-        state.tasks[task.task_id] = replace(task, needs=target.needs if target else task.needs)
+        needs = target.needs if target else task.needs
+        state.tasks[task.task_id] = replace(task, needs=needs, reshape_s=cost_of(task, fact))
     elif not fact.final:
         if fact.outcome == "lost":
             _say_lost(task, fact, lost_s, draft)
@@ -514,6 +544,9 @@ def _exited_elsewhere(state: State, fact: TaskExited, draft: Draft) -> None:
     task = state.tasks.get(fact.task_id)
     if not state.top:
         draft.reports.append(replace(fact, engine=EngineId(state.board)))
+    if task is not None and fact.preempted_s:
+        parked_s = joined(task.preempted_s, fact.preempted_s, draft.moment.now_s)
+        state.tasks[fact.task_id] = task = replace(task, preempted_s=parked_s)
     if fact.outcome == "done" and task is not None and task.phase is Phase.QUEUED and task.parent is None:
         draft.because(fact.task_id, "found", f"{fact.engine} had finished it before it fell silent")
         end(state, task, "done", draft)

@@ -10,7 +10,8 @@ Ties are broken by task id, then point id; the order of the input does not matte
 """
 
 import heapq
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -77,6 +78,37 @@ def allocate(
     return _result(_heuristic(usable, capacity, local_search=local_search), usable, capacity, "greedy")
 
 
+def at_rest(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> bool:
+    """Whether what runs is the best choice since nobody's gain pays the devices it takes beyond free ones, each at what the cheapest of all
+    loses per device by giving some up (a bound of the fractional knapsack, so never true of a choice that can be bettered).  Candidates
+    need one resource each, those of who runs the one it holds; else False."""
+    free, least = dict(capacity), dict.fromkeys(capacity, math.inf)
+    gains: list[tuple[str, int, float]] = []
+    for bidder in bidders:
+        now = next((one for one in bidder.candidates if one.point_id == bidder.current), None)
+        if (now is None) is not (bidder.current is None) or any(
+            len(one.needs) > 1 for one in bidder.candidates
+        ):
+            return False
+        held_key, held = now.needs[0] if now is not None else ("", 0)
+        value = now.value if now is not None else 0.0
+        if now is not None:
+            free[held_key] -= held
+            least[held_key] = min(least[held_key], value / held)
+        for one in bidder.candidates:
+            key, devices = one.needs[0]
+            if now is not None and key != held_key:
+                return False
+            if devices < held:
+                least[key] = min(least[key], (value - one.value) / (held - devices))
+            if one.value > value and devices <= capacity.get(key, 0):
+                gains.append((key, devices - held, one.value - value))
+    fits = all(devices >= 0 for devices in free.values())
+    return fits and all(
+        free[key] < more and gain <= least[key] * (more - free[key]) for key, more, gain in gains
+    )
+
+
 def _usable(bidder: Bidder, capacity: Mapping[str, int]) -> Bidder:
     fitting = tuple(
         candidate
@@ -89,6 +121,11 @@ def _usable(bidder: Bidder, capacity: Mapping[str, int]) -> Bidder:
 def preference(candidate: Candidate) -> tuple[float, int, str]:
     """More value, then fewer devices."""
     return (candidate.value, -sum(devices for _, devices in candidate.needs), candidate.point_id)
+
+
+def dearest_first(bidders: Iterable[Bidder]) -> list[Bidder]:
+    """By the most that each may be worth; all have candidates."""
+    return sorted(bidders, key=lambda one: (-max(c.value for c in one.candidates), one.task_id))
 
 
 def _heuristic(bidders: Sequence[Bidder], capacity: Mapping[str, int], *, local_search: bool) -> Choice:
@@ -178,7 +215,7 @@ def _improve(bidders: Sequence[Bidder], capacity: Mapping[str, int], chosen: Cho
     by_id = {bidder.task_id: bidder for bidder in bidders}
     for _ in range(ROUNDS):
         gained = False
-        for bidder in sorted(bidders, key=lambda one: (-max(c.value for c in one.candidates), one.task_id)):
+        for bidder in dearest_first(bidders):
             now = chosen.get(bidder.task_id)
             for candidate in sorted(bidder.candidates, key=preference, reverse=True):
                 if candidate.value <= (now.value if now else 0.0):
@@ -239,7 +276,7 @@ def _fill(bidders: Sequence[Bidder], capacity: Mapping[str, int], chosen: Choice
     """Use what is free: every bidder moves up where it can, the most gain first."""
     free = _free(chosen, capacity)
     filled = dict(chosen)
-    for bidder in sorted(bidders, key=lambda one: (-max(c.value for c in one.candidates), one.task_id)):
+    for bidder in dearest_first(bidders):
         for candidate in sorted(bidder.candidates, key=preference, reverse=True):
             now = filled.get(bidder.task_id)
             if candidate.value <= (now.value if now else 0.0):
@@ -268,7 +305,7 @@ def _fits(chosen: Choice, capacity: Mapping[str, int]) -> bool:
 def _searched(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> Choice | None:
     """Depth first over the bidders, dearest first, each at its better candidates first, then out; a branch is left when even
     everybody's best could not beat what is known.  None after NODES choices."""
-    order = sorted(bidders, key=lambda one: (-max(c.value for c in one.candidates), one.task_id))
+    order = dearest_first(bidders)
     ranked = [sorted(one.candidates, key=preference, reverse=True) for one in order]
     hope = [0.0] * (len(order) + 1)  # the best values of this bidder and those after it
     for at in range(len(order) - 1, -1, -1):
@@ -288,8 +325,7 @@ def _searched(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> Choice 
         for candidate in ranked[at]:
             if value + candidate.value + hope[at + 1] <= best_value:
                 return  # the others are worth less, and being out is worth nothing
-            if all(free[key] >= devices for key, devices in candidate.needs):
-                _takes(free, None, candidate)
+            if _takes(free, None, candidate):
                 chosen[order[at].task_id] = candidate
                 descend(at + 1, value + candidate.value)
                 del chosen[order[at].task_id]
@@ -306,7 +342,9 @@ def _solved(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> Choice | 
     """One binary variable per candidate, one row per bidder and per resource.  None when SciPy, which brings HiGHS, is
     not installed."""
     try:
-        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.optimize import Bounds, LinearConstraint
+
+        from qipan.solver import milp
     except ImportError:
         return None  # the base install has no solver; the heuristic answers
     flat = [(bidder.task_id, candidate) for bidder in bidders for candidate in bidder.candidates]

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from qipan.leases import EngineId, Offer
-from qipan.scheduler.asks import price_of
+from qipan.scheduler.asks import nearness, price_of
 
 Floats = Any  # a one-dimensional array of float64
 Ints = Any  # a one-dimensional array of int64
@@ -35,7 +35,12 @@ class ChipAsks:
     each: Floats
     _prices: dict[int, Floats] = field(default_factory=dict)
     _stale: dict[int, set[int]] = field(default_factory=dict)
+    _least: dict[int, float] = field(default_factory=dict)
+    blocks: bool = False  # some offer tells of blocks
     _masks: dict[tuple[Any, ...], Any] = field(default_factory=dict)
+    shares: dict[str, Floats] = field(
+        default_factory=dict
+    )  # board -> what a task that entered there counts each row for, kept by `children`
 
     def prices(self, devices: int) -> Floats:
         """Micro-CNY per hour for so many devices, per row; infinite where they cannot be had."""
@@ -48,9 +53,19 @@ class ChipAsks:
             self._prices[devices], self._stale[devices] = known, set()
             return known
         stale = self._stale[devices]
+        if stale:
+            self._least.pop(devices, None)
         for row in stale:
             known[row] = self.price(row, devices)
         stale.clear()
+        return known
+
+    def least(self, devices: int) -> float:
+        """The least of `prices`."""
+        prices = self.prices(devices)
+        known = self._least.get(devices)
+        if known is None:
+            known = self._least[devices] = float(prices.min()) if len(prices) else float("inf")
         return known
 
     def price(self, row: int, devices: int) -> float:
@@ -59,6 +74,15 @@ class ChipAsks:
             return float("inf")
         price = price_of(offer, devices, int(self.sent[row]))
         return float("inf") if price is None else price
+
+    def nearness(self, devices: int) -> Floats | None:
+        """What a gang's worth is multiplied with, per row; None where no offer tells of blocks."""
+        if not self.blocks:
+            return None
+        return np.array([self.nearness_of(row, devices) for row in range(len(self.offers))])
+
+    def nearness_of(self, row: int, devices: int) -> float:
+        return nearness(self.offers[row], devices, int(self.sent[row]))
 
     def take(self, row: int, devices: int) -> None:
         self.sent[row] += devices
@@ -131,4 +155,5 @@ def _table(chip: str, rows: list[tuple[EngineId, Offer]], sent_down: Mapping[str
         before_devices,
         before_price,
         each,
+        blocks=any(offer.blocks for _, offer in rows),
     )

@@ -1,22 +1,44 @@
 """Ask curves: what a board would give a new task, and at what price.
 
-Free devices cost nothing more (the tariff is apart).  Devices of running elastic tasks cost what their owners
+Free devices cost nothing more (the tariff is apart) but what electricity costs beyond it at this hour.  Devices of running elastic tasks cost what their owners
 would lose: the value of the progress given up and of the change itself.  These are shadow prices inside one owner.
 """
 
 from dataclasses import replace
 
 from qipan.curves import Point
-from qipan.leases import AskStep, EngineId, Offer
-from qipan.scheduler.bids import Worth, steady, time_left_s, worth_of
+from qipan.hardware import ChipClassId
+from qipan.leases import AskStep, Block, EngineId, Offer, Out
+from qipan.scheduler.bids import Worth, steady, worth_of
 from qipan.scheduler.policies.objectives import RIGID
+from qipan.scheduler.preemptions import within_limits
+from qipan.scheduler.reshaping import ran_s, spared, start_again
 from qipan.scheduler.state import Moment, Phase, State, TaskState
 
 SECONDS_PER_HOUR = 3600
+#: what a gang's progress is worth where it lies over two blocks though it would fit into one: its plan counts on the fast links.  Low enough
+#: that a free block elsewhere wins over small differences in price
+STRADDLED = 0.75
+OUTS_MAX = 16  # nodes or devices named to the parent as not offered
 
 
 def engine_key(engine: EngineId, chip_class: str) -> str:
     return f"{engine}|{chip_class}"
+
+
+def child_key(engine: EngineId, offer: Offer) -> str:
+    """Of an offer that a board below makes for one of its sites."""
+    return f"{engine}|{offer.chip_class}|{offer.site}"
+
+
+def offered(state: State) -> dict[str, int]:
+    """Chip class -> devices of all engines that are not lost, held or not."""
+    total: dict[str, int] = {}
+    for known in state.engines.values():
+        if not known.lost:
+            for offer in known.offers:
+                total[offer.chip_class] = total.get(offer.chip_class, 0) + offer.devices
+    return total
 
 
 def free_devices(state: State) -> dict[str, int]:
@@ -49,6 +71,25 @@ def asks_of(state: State, moment: Moment, chips: set[str] | None = None) -> tupl
     return tuple(offers[key] for key in sorted(offers))
 
 
+def outs_of(state: State) -> tuple[Out, ...]:
+    """What is here and is not offered, for the parent, the most devices first; a leaf's reasons begin with its board.  What is too
+    much to tell is told as one a chip class."""
+    found = [
+        out if known.chooses else replace(out, why=f"{state.board}: {out.why}")
+        for _, known in sorted(state.engines.items())
+        if not known.lost
+        for out in known.out
+    ]
+    found.sort(key=lambda out: (-out.devices, out.chip_class, out.why))
+    more: dict[ChipClassId, list[int]] = {}
+    for out in found[OUTS_MAX:]:
+        more.setdefault(out.chip_class, []).append(out.devices)
+    rest = [
+        Out(chip, sum(each), f"{len(each)} more below {state.board}") for chip, each in sorted(more.items())
+    ]
+    return (*found[:OUTS_MAX], *rest)
+
+
 def price_of(offer: Offer, devices: int, already_sent: int) -> float | None:
     """Micro-CNY per hour for `devices` from the cheapest step on, after `already_sent`; None when there are too few."""
     price, skip, want = 0.0, already_sent, devices
@@ -60,6 +101,15 @@ def price_of(offer: Offer, devices: int, already_sent: int) -> float | None:
         if want == 0:
             return price
     return None
+
+
+def nearness(offer: Offer, devices: int, already_sent: int) -> float:
+    """STRADDLED for each kind of block that could hold so many and has not enough free in one, after `already_sent`."""
+    factor = 1.0
+    for block in offer.blocks:
+        if block.size >= devices > block.free - already_sent:
+            factor *= STRADDLED
+    return factor
 
 
 def give_up_price(state: State, task: TaskState, moment: Moment) -> int:
@@ -86,47 +136,56 @@ def growth(task: TaskState) -> float:
 
 
 def _leaf_ask(state: State, engine: EngineId, offer: Offer, free: int, moment: Moment) -> Offer:
-    steps = [AskStep(free, 0)] if free > 0 else []
+    asked = two_digits(state.engines[engine].electricity_of(offer.chip_class))
+    steps = [AskStep(free, asked)] if free > 0 else []
     if state.settings.asks and state.settings.policy not in RIGID:
-        for task in state.tasks.at_chip(engine_key(engine, offer.chip_class)):
-            if task.phase is Phase.RUNNING and task.order.elastic and task.order.preemptible:
-                steps += _give_up(state, task, offer, moment)
+        running = [
+            task
+            for task in state.tasks.at_chip(engine_key(engine, offer.chip_class))
+            if task.phase is Phase.RUNNING and task.order.yields
+        ]
+        for task in within_limits(state, running, moment.now_s):
+            steps += _give_up(state, task, offer, moment)
     steps.sort(key=lambda step: (step.price_micro_cny_per_device_hour, step.devices))
     steps = steps[: state.settings.ask_steps]
-    return replace(offer, asks=tuple(steps), largest_gang=sum(step.devices for step in steps))
+    return replace(offer, asks=tuple(steps), largest_gang=sum(step.devices for step in steps), holders=())
 
 
 def _give_up(state: State, task: TaskState, offer: Offer, moment: Moment) -> tuple[AskStep, ...]:
     """What the task would lose per device-hour, from its current point down to nothing, never falling on the way
     (devices are given up in this order).  Prices keep two digits, so that the curve changes seldom.  Those of a task whose worth is
-    steady are kept until it changes."""
+    steady are kept until it changes, or has run for twice as long."""
+    now = task.point()
+    if now is None or now.needs[0].chip_class != offer.chip_class:
+        return ()
     mark = (
-        task.point_id, task.done_s, offer.chip_class, offer.tariff_micro_cny_per_device_hour,
-        task.parent.points if task.parent is not None else (),
+        ran_s(task, now, moment.now_s), task.point_id, task.done_s, offer.chip_class, offer.tariff_micro_cny_per_device_hour,
+        task.parent.points if task.parent is not None else (), task.reshape_s,
+        task.engine is not None and state.engines[task.engine].in_place,
     )  # fmt: skip
     known = state.tasks.steps_down.get(task.task_id)
     if known is not None and known[0] is task.order and known[1] == mark:
         return known[2]
-    now = task.point()
-    if now is None or now.needs[0].chip_class != offer.chip_class:
-        return ()
-    steps = _steps_down(task, now, offer, moment, state.settings.policy)
+    steps = _steps_down(state, task, now, offer, moment)
     if steady(task.order, state.settings.policy):
         state.tasks.steps_down[task.task_id] = (task.order, mark, steps)
     return steps
 
 
 def _steps_down(
-    task: TaskState, now: Point, offer: Offer, moment: Moment, policy: str
+    state: State, task: TaskState, now: Point, offer: Offer, moment: Moment
 ) -> tuple[AskStep, ...]:
-    owner = worth_of(task.order, task.done_s, moment.now_s, policy)
-    change = owner.of_change(now, 0.0) / time_left_s(task.order, now, task.done_s)
+    owner = worth_of(task.order, task.done_s, moment.now_s, state.settings.policy)
+    change = start_again(task, owner, now)
     steps, point, floor = [], now, 0.0
     while point is not None:
         below = _next_below(task, point, offer.chip_class)
         devices = point.devices - (below.devices if below else 0)
         lost = _worth(owner, point, now, offer) - (_worth(owner, below, now, offer) if below else 0.0)
-        floor = max(floor, (lost + (change if point is now else 0.0)) / devices)
+        kept = spared(state, task, owner, now, below, change) if point is now and below is not None else 0.0
+        if point is now or below is None:  # what a smaller shape in place does not cost, the end does
+            lost, change = lost + change - kept, kept
+        floor = max(floor, lost / devices)
         steps.append(AskStep(devices, two_digits(floor * SECONDS_PER_HOUR)))
         point = below  # type: ignore[assignment]
     return tuple(steps)
@@ -157,14 +216,15 @@ def two_digits(price: float) -> int:
 
 def _less_sent(state: State, engine: EngineId, offer: Offer) -> Offer:
     """A child's offer less what was ordered from it since."""
-    sent = state.sent_down.get(f"{engine}|{offer.chip_class}|{offer.site}", 0)
+    sent = whole = state.sent_down.get(child_key(engine, offer), 0)
     steps = []
     for step in offer.asks:
         taken = min(sent, step.devices)
         sent -= taken
         if step.devices > taken:
             steps.append(AskStep(step.devices - taken, step.price_micro_cny_per_device_hour))
-    return replace(offer, asks=tuple(steps), largest_gang=sum(step.devices for step in steps))
+    blocks = tuple(replace(block, free=max(0, block.free - whole)) for block in offer.blocks)
+    return replace(offer, asks=tuple(steps), largest_gang=sum(step.devices for step in steps), blocks=blocks)
 
 
 def _join(first: Offer, second: Offer, most: int) -> Offer:
@@ -176,4 +236,12 @@ def _join(first: Offer, second: Offer, most: int) -> Offer:
         devices=first.devices + second.devices,
         asks=tuple(steps[:most]),
         largest_gang=max(first.largest_gang, second.largest_gang),
+        blocks=_join_blocks(first.blocks, second.blocks),
     )
+
+
+def _join_blocks(first: tuple[Block, ...], second: tuple[Block, ...]) -> tuple[Block, ...]:
+    free: dict[int, int] = {}
+    for block in (*first, *second):
+        free[block.size] = max(free.get(block.size, 0), block.free)
+    return tuple(Block(size, free[size]) for size in sorted(free))

@@ -10,7 +10,7 @@ from dataclasses import replace
 
 from qipan.events import BoardStarted, EngineOffered, HeldTask, TakeCensus, TasksHeld
 from qipan.leases import EngineId, LeaseId
-from qipan.scheduler.asks import asks_of
+from qipan.scheduler.asks import asks_of, outs_of
 from qipan.scheduler.state import Draft, ParentLease, Phase, State, TaskState, ToEngine
 from qipan.scheduler.transitions import after_stop, end, order_stop, release_stray, tell_granted, to_queue
 
@@ -66,8 +66,8 @@ def answer(state: State, draft: Draft) -> None:
         if task.parent is not None
     )  # fmt: skip
     here, over = EngineId(state.board), tuple(state.over.items())[-OVER_MAX:]
-    state.published = asks_of(state, draft.moment)
-    draft.reports.append(EngineOffered(here, state.published, chooses=True))
+    state.published, state.published_out = asks_of(state, draft.moment), outs_of(state)
+    draft.reports.append(EngineOffered(here, state.published, chooses=True, out=state.published_out))
     draft.reports.append(TasksHeld(here, state.census_term_seen, state.census_asked_s, held, over))
     state.census_asked_s = None
 
@@ -83,6 +83,7 @@ def count(state: State, fact: TasksHeld, draft: Draft) -> None:
         return  # the answer to an earlier question; the newest one's is on its way
     del state.uncounted[fact.engine]
     draft.anew = True
+    state.published = ()  # the parent hears the offers anew: what was refused because nobody answered here, it may ask for again
     if fact.term_seen >= state.term:
         state.term = fact.term_seen + 1
     for task_id, how in fact.over:
@@ -133,7 +134,7 @@ def _take_over(state: State, fact: TasksHeld, held: HeldTask, draft: Draft) -> N
     known = state.tasks.get(task_id)
     if known is None:
         order = replace(held.order, fence=held.order.fence[:-2])
-        known = TaskState(order, Phase.QUEUED, draft.moment.now_s)
+        known = TaskState(order, Phase.QUEUED, draft.moment.now_s, preempted_s=order.preempted_s)
         if order.above:
             until_s = fact.asked_lease_s + held.lease_left_s
             known = replace(
@@ -162,6 +163,7 @@ def _take_over(state: State, fact: TasksHeld, held: HeldTask, draft: Draft) -> N
         saved_s=max(known.saved_s, held.saved_s),
         lease_until_s=lease_s + state.settings.lease_s,
         why_waiting="",
+        checkpoint_longer=held.order.checkpoint_longer,
     )
     state.tasks[task_id] = task
     if task.parent is not None and task.phase is Phase.RESERVED:

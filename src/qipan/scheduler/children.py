@@ -14,15 +14,16 @@ import numpy as np
 
 from qipan.curves import Point
 from qipan.leases import EngineId, Offer, TaskId
-from qipan.rules.entitlement import Holdings, refusal
-from qipan.scheduler.ask_table import ChipAsks, Floats, ask_tables
+from qipan.scheduler.ask_table import ChipAsks, Floats, ask_tables, in_regions
+from qipan.scheduler.asks import SECONDS_PER_HOUR, child_key, engine_key
+from qipan.scheduler.backfill import Reservation, ends_of, parks, reserved, reserves, soonest, tell_reserved
 from qipan.scheduler.bids import Worth, progress_value, steady, worth_of
-from qipan.scheduler.moves import Moves, worth_there
-from qipan.scheduler.owners import holdings_of
+from qipan.scheduler.entered import leads_to, shares
+from qipan.scheduler.moves import Moves, checkpoint_at, worth_there
+from qipan.scheduler.owners import refused_by_rule
 from qipan.scheduler.state import Draft, State, TaskState
 from qipan.scheduler.tasks import Group
 
-SECONDS_PER_HOUR = 3600
 #: seats kept of a group at a time
 SEATS_KEPT = 64
 
@@ -67,10 +68,17 @@ class Children:
         refused = tuple(engine for engine, again_s in task.refused if again_s > self.draft.moment.now_s)
         for number, point in enumerate(task.order.curve.points):
             table = self._table_for(task, point)
-            if table is None or self.refused_by_rule(task, point):
+            if table is None or owner.value * point.rate < table.least(point.devices) / SECONDS_PER_HOUR:
+                continue  # nothing is worth more to its owner than its whole progress
+            if self.refused_by_rule(task, point):
                 continue
             score = self._scores(table, point, owner, moves)
+            if task.order.entered_at:
+                score = np.where(
+                    score >= 0, score + owner.value * self._shares(table, task.order.entered_at), score
+                )
             mask = table.allowed(task.order.regions, refused)
+            score = self._open(task, table, point, score)
             rows = np.nonzero(score >= 0 if mask is None else (score >= 0) & mask)[0]
             if len(rows):
                 found.append((score[rows], rows, number, table))
@@ -96,36 +104,70 @@ class Children:
 
     def refused_by_rule(self, task: TaskState, point: Point) -> bool:
         """What this tick ordered before is counted."""
-        if not self.state.rules:
-            return False
-        chip = point.needs[0].chip_class
-        held = holdings_of(self.state, self.draft)
-        before = {**held.held}
-        for key, devices in self.taken.items():
-            before[key] = before.get(key, 0) + devices
-        holdings = Holdings(held.total, before, held.wanted)
-        return (
-            refusal(
-                self.state.rules,
-                holdings,
-                task.order,
-                chip,
-                point.devices,
-                point.stop_s,
-                self.draft.moment.now_s,
-            )
-            is not None
-        )
+        return refused_by_rule(self.state, self.draft, task, point, point.devices, self.taken) is not None
 
     taken: dict[tuple[str, str], int] = field(default_factory=dict)  # (tenant, chip class) -> devices ordered
 
     def score(self, task: TaskState, seat: ChildSeat, owner: Worth) -> float:
-        """What the task's owner gains per second at this point and place, the ask taken off; negative when it cannot be
-        had."""
+        """What the task's owner gains per second at this point and place, the ask taken off, and what it counts for that it entered
+        there; negative when it cannot be had."""
+        if self.kept is not None and self.kept.bars(
+            self.state, task, child_key(seat.engine, seat.offer), seat.point, self.draft.moment.now_s
+        ):
+            return -1.0
+        if self.state.tasks.lent and self.refused_by_rule(task, seat.point):
+            return -1.0
         ask = seat.table.price(seat.row, seat.point.devices)
         move = Moves(self.state, task).to(seat.offer.site)
         worth = worth_there(owner, seat.point, seat.offer.tariff_micro_cny_per_device_hour, move)
-        return worth - ask / SECONDS_PER_HOUR
+        if seat.table.blocks:
+            worth *= seat.table.nearness_of(seat.row, seat.point.devices)
+        score = worth - ask / SECONDS_PER_HOUR
+        if task.order.entered_at and score >= 0:
+            score += owner.value * float(self._shares(seat.table, task.order.entered_at)[seat.row])
+        return score
+
+    kept: Reservation | None = None
+
+    def _open(self, task: TaskState, table: ChipAsks, point: Point, score: Floats) -> Floats:
+        """Without the row that is kept for another."""
+        if self.kept is None:
+            return score
+        for row, (engine, offer) in enumerate(zip(table.engines, table.offers, strict=True)):
+            if self.kept.bars(self.state, task, child_key(engine, offer), point, self.draft.moment.now_s):
+                score = score.copy()
+                score[row] = -1.0
+        return score
+
+    def keep_for(self, task: TaskState, owner: Worth) -> None:
+        """For a waiting task that found no seat: where, as those that this board placed end, its devices can be had first."""
+        now_s, found = self.draft.moment.now_s, list[Reservation | None]()
+        for point in task.order.curve.points:
+            table = self._table_for(task, point)
+            if table is None or self.refused_by_rule(task, point):
+                continue
+            for row, (engine, offer) in enumerate(zip(table.engines, table.offers, strict=True)):
+                have = int(table.total[row] - table.sent[row])
+                if have >= point.devices:
+                    return  # it waits for a price, not for devices
+                can = offer.devices >= point.devices and in_regions(task.order.regions, offer)
+                if not can or owner.of(point, offer.tariff_micro_cny_per_device_hour) <= 0:
+                    continue
+                chip = engine_key(engine, offer.chip_class)
+                there = [
+                    one for one in self.state.tasks.at_chip(chip) if offer.site in ("", checkpoint_at(one))
+                ]
+                ends = ends_of([one for one in there if not parks(self.state, one)], chip, now_s)
+                found.append(reserved(task, child_key(engine, offer), point.devices, have, ends, now_s))
+        self.kept = soonest(found)
+        tell_reserved(self.state, self.draft, self.kept)
+
+    def _shares(self, table: ChipAsks, board: str) -> Floats:
+        known = table.shares.get(board)
+        if known is None:
+            way = leads_to(self.state, board)
+            known = table.shares[board] = shares(board, way, table.engines, table.offers)
+        return known
 
     def _table_for(self, task: TaskState, point: Point) -> ChipAsks | None:
         chip = point.needs[0].chip_class
@@ -139,26 +181,28 @@ class Children:
         return self.tables.get(chip)
 
     def _scores(self, table: ChipAsks, point: Point, owner: Worth, moves: Moves) -> Floats:
-        price = table.prices(point.devices) / SECONDS_PER_HOUR
+        price, near = table.prices(point.devices) / SECONDS_PER_HOUR, table.nearness(point.devices)
         if moves.pieces:
             rows = zip(table.tariff.tolist(), table.offers, strict=True)
-            return (
-                np.array([worth_there(owner, point, tariff, moves.to(offer.site)) for tariff, offer in rows])
-                - price
+            there = np.array(
+                [worth_there(owner, point, tariff, moves.to(offer.site)) for tariff, offer in rows]
             )
+            return (there if near is None else there * near) - price
         chip = point.needs[0].chip_class
         known = self._tariffs.get((chip, 0))
         if known is None:
             known = self._tariffs[chip, 0] = np.unique(table.tariff, return_inverse=True)
         tariffs, which = known
         worth = np.array([owner.of(point, int(tariff)) for tariff in tariffs])
-        score: Floats = (worth[which] if len(tariffs) > 1 else worth[0]) - price
+        each = worth[which] if len(tariffs) > 1 else worth[0]
+        score: Floats = (each if near is None else each * near) - price
         return score
 
 
 def choose(children: Children, groups: Iterable[Group], most: int) -> list[tuple[TaskState, ChildSeat]]:
     """Who is ordered where, dearest bid first; at most `most`.  The devices are taken off the tables."""
     state, now_s = children.state, children.draft.moment.now_s
+    small = len(state.tasks) <= state.settings.look_at_all_up_to
     heap: list[tuple[Rank, int, _Line]] = []
     for number, group in enumerate(groups):
         if group.barren is children.tables:
@@ -171,8 +215,10 @@ def choose(children: Children, groups: Iterable[Group], most: int) -> list[tuple
         task = state.tasks[rank[2]]
         owner = worth_of(task.order, task.done_s, now_s, state.settings.policy)
         seat = _best(children, line, task, owner)
+        if seat is None and children.kept is None and small and reserves(state, task):
+            children.keep_for(task, owner)
         if seat is None and line.members is None:
-            if not state.rules:
+            if not state.reserves and children.kept is None:
                 line.group.barren = (
                     children.tables
                 )  # none of the group finds one, until something is asked anew
@@ -182,6 +228,8 @@ def choose(children: Children, groups: Iterable[Group], most: int) -> list[tuple
                 continue
         else:
             seat.table.take(seat.row, seat.point.devices)
+            if children.kept is not None:
+                children.kept.take(state, task, child_key(seat.engine, seat.offer), seat.point, now_s)
             by = (task.order.tenant, str(seat.offer.chip_class))
             children.taken[by] = children.taken.get(by, 0) + seat.point.devices
             chosen.append((task, seat))
@@ -234,7 +282,8 @@ def _push(heap: list[tuple[Rank, int, _Line]], state: State, line: _Line, number
 
 
 def _best(children: Children, line: _Line, task: TaskState, owner: Worth) -> ChildSeat | None:
-    """The group's best seat as things are now; it is taken from the list, and put back while it is good."""
+    """The group's best seat as things are now; it is taken from the list, and put back while it is good.  Only under rules may a seat become
+    better while orders are given: an owner's wish that was met keeps devices from others no more."""
     if line.members is not None or children.state.rules:
         seats, _ = children.seats(task, owner, 1)
         return seats[0][2] if seats else None
@@ -263,10 +312,8 @@ def _hopeless(children: Children, task: TaskState, owner: Worth) -> bool:
     """Whether no member with a lower bid can find a seat either: even on time, no point pays the least that is asked."""
     for point in task.order.curve.points:
         table = children._table_for(task, point)
-        if table is not None and len(table.offers):
-            least = float(table.prices(point.devices).min()) / SECONDS_PER_HOUR
-            if owner.value * point.rate >= least:
-                return False
+        if table is not None and owner.value * point.rate >= table.least(point.devices) / SECONDS_PER_HOUR:
+            return False
     return True
 
 

@@ -13,11 +13,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from qipan.events import EngineOffered, Fact, Renew, RenewalAsked
-from qipan.leases import EngineId, LeaseId
+from qipan.leases import RAN_OUT_ABOVE, EngineId, LeaseId
 from qipan.scheduler import census
 from qipan.scheduler.absorb import absorb
-from qipan.scheduler.asks import asks_of
+from qipan.scheduler.asks import asks_of, outs_of
 from qipan.scheduler.conditions import watched
+from qipan.scheduler.idle import next_due_s
 from qipan.scheduler.owners import next_change_s
 from qipan.scheduler.place import place
 from qipan.scheduler.state import (
@@ -32,6 +33,7 @@ from qipan.scheduler.state import (
     lease_for,
     park_at_s,
 )
+from qipan.scheduler.tides import turn
 from qipan.scheduler.transitions import give_back, order_stop, to_queue
 
 
@@ -69,21 +71,23 @@ def look(state: State, draft: Draft) -> None:
     lease_s, settings = draft.moment.lease_s, state.settings
     overdue = not state.looked_s <= lease_s < state.looked_s + settings.lease_s
     few = len(state.tasks) <= settings.look_at_all_up_to
-    # What one gave back another may take, of any chip class.
+    # What one gave back another may take, of any chip class: rules and storage are about several.
     owed = bool(state.tasks.freed) and (bool(state.rules) or watched(state))
     if draft.anew or owed or overdue or few or state.more or census.quarantined(state):
         draft.anew, state.looked_s, state.more = True, lease_s, False
+    if state.moves_at_s is not None and state.moves_at_s <= draft.moment.now_s:
+        draft.together, state.moves_at_s = True, None
 
 
 def lapse(state: State, draft: Draft) -> None:
     """A task whose lease from the parent runs out is parked, early enough to have ended by then.  One at an engine silent beyond its lease and the
     margin is placed anew if it asked for that (`on_partition: restart`).  An engine that refused a task may be
-    asked again after a while; devices promised to one that did not come are not waited for."""
+    asked again after a while; devices promised to one that did not come are not waited for.  Forecasts change."""
     lease_s, now_s = draft.moment.lease_s, draft.moment.now_s
     for task_id in state.tasks.lease_due.take(lease_s):
         task = state.tasks[task_id]
         if task.parent is not None and task.phase is not Phase.STOPPING and lease_s >= park_at_s(state, task):
-            why = "the lease from the parent board ran out"
+            why = RAN_OUT_ABOVE
             if task.phase is Phase.QUEUED:
                 give_back(state, task, draft, why)
             else:
@@ -112,6 +116,7 @@ def lapse(state: State, draft: Draft) -> None:
             promised_until_s=task.promised_until_s if task.promised_until_s > now_s else 0.0,
             promised=task.promised if task.promised_until_s > now_s else "",
         )
+        turn(state, state.tasks[task_id], draft)
 
 
 def renew(state: State, draft: Draft) -> None:
@@ -146,15 +151,16 @@ def publish(state: State, draft: Draft) -> None:
     if state.top:
         return
     chips = None if draft.anew or not state.published else changed_chips(state, draft)
-    if chips is not None and not chips:
+    if chips is not None and not chips and not draft.outs:
         return
+    out = outs_of(state) if draft.outs or draft.anew else state.published_out
     offers = asks_of(state, draft.moment, chips)
     if chips is not None:
         kept = [offer for offer in state.published if offer.chip_class not in chips]
         offers = tuple(sorted((*kept, *offers), key=lambda offer: (offer.chip_class, offer.site)))
-    if offers != state.published:
-        state.published = offers
-        draft.reports.append(EngineOffered(EngineId(state.board), offers, chooses=True))
+    if (offers, out) != (state.published, state.published_out):
+        state.published, state.published_out = offers, out
+        draft.reports.append(EngineOffered(EngineId(state.board), offers, chooses=True, out=out))
 
 
 def changed_chips(state: State, draft: Draft) -> set[str]:
@@ -181,6 +187,11 @@ def wake_s(state: State, draft: Draft) -> float | None:
         due.append((state.renewed_s or 0.0) + every_s - lease_s)
     if tasks.from_parent:
         due.append(state.asked_s + every_s - lease_s)
+    idle_s = next_due_s(state)
+    if idle_s is not None:
+        due.append(idle_s - now_s)
+    if state.moves_at_s is not None:
+        due.append(state.moves_at_s - now_s)
     rules_s = next_change_s(state, now_s)
     if rules_s is not None:
         due.append(rules_s - now_s)

@@ -1,14 +1,17 @@
 """Quota rules in placement: what a task may take, and what is taken back for an owner who waits."""
 
-from collections.abc import Callable, Iterator
-from dataclasses import replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 from qipan.curves import Point
-from qipan.leases import EngineId
+from qipan.leases import EngineId, TaskId
 from qipan.quota import QuotaRule
 from qipan.rules import Holdings, Refusal, entitled, may_borrow, refusal
-from qipan.scheduler.asks import engine_key
+from qipan.scheduler.asks import engine_key, offered
 from qipan.scheduler.bids import progress_value
+from qipan.scheduler.idle import kept_of_lent, notice_s_of
+from qipan.scheduler.preemptions import note, parked_enough, spared_by
 from qipan.scheduler.state import AfterStop, Draft, Phase, State, TaskState
 from qipan.scheduler.transitions import order_stop
 
@@ -19,12 +22,7 @@ RECLAIMED_FOR = 16
 def holdings_of(state: State, draft: Draft) -> Holdings:
     """As they stand now; the totals and what owners wait for are counted once a tick."""
     if draft.holdings is None:
-        total: dict[str, int] = {}
-        for known in state.engines.values():
-            if not known.lost:
-                for offer in known.offers:
-                    total[offer.chip_class] = total.get(offer.chip_class, 0) + offer.devices
-        draft.holdings = Holdings(total, state.tasks.held_by, {})
+        draft.holdings = Holdings(offered(state), state.tasks.held_by, {})
         for rule in state.rules:
             draft.holdings.wanted[rule] = sum(
                 point.devices for _, point in _waiting_for(state, draft.holdings, rule)
@@ -32,19 +30,33 @@ def holdings_of(state: State, draft: Draft) -> Holdings:
     return draft.holdings
 
 
-def refused_by_rule(state: State, draft: Draft, task: TaskState, point: Point, more: int) -> Refusal | None:
-    """Why the rules of this board keep the task from `more` devices of its point's chip class; None when they do not."""
-    if not state.rules or more <= 0:
+def refused_by_rule(
+    state: State,
+    draft: Draft,
+    task: TaskState,
+    point: Point,
+    more: int,
+    taken: Mapping[tuple[str, str], int] = MappingProxyType({}),
+) -> Refusal | None:
+    """Why the rules of this board keep the task from `more` devices of its point's chip class; None when they do not.  `taken`: (tenant,
+    chip class) -> devices that this tick gave to others already, where they are not held yet."""
+    if not state.reserves or more <= 0:
         return None
-    return refusal(
-        state.rules,
-        holdings_of(state, draft),
-        task.order,
-        point.needs[0].chip_class,
-        more,
-        point.stop_s,
-        draft.moment.now_s,
-    )
+    holdings, chip, now_s = holdings_of(state, draft), point.needs[0].chip_class, draft.moment.now_s
+    if taken:
+        held = {**holdings.held}
+        for key, devices in taken.items():
+            held[key] = held.get(key, 0) + devices
+        holdings = Holdings(holdings.total, held, holdings.wanted)
+    enough = parked_enough(state, task, now_s)
+    no = refusal(state.rules, holdings, task.order, chip, more, point.stop_s, now_s, enough)
+    if no is not None or not state.tasks.lent:
+        return no
+    parks = may_borrow(task.order, state.rules) and enough is None
+    kept, why = kept_of_lent(state, task, chip, point.stop_s, parks=parks)
+    if kept and holdings.free({chip}) - kept < more:
+        return Refusal("idle", why)
+    return None
 
 
 def took(state: State, draft: Draft, task: TaskState, point: Point) -> None:
@@ -55,22 +67,72 @@ def took(state: State, draft: Draft, task: TaskState, point: Point) -> None:
                 draft.holdings.wanted[rule] = max(0, wanted - point.devices)
 
 
+def not_owned(state: State, draft: Draft, tasks: Sequence[TaskState]) -> list[TaskState]:
+    """Those of `tasks` that may be parked for a dearer bid: of running ones the least valued whose devices their tenant holds beyond its own
+    (what is its own would be taken back at once), and all where no other tenant waits for their chip class."""
+    if not any(rule.floor or rule.share for rule in state.rules):
+        return [*tasks]
+    waiting: dict[str, set[str]] = {}  # chip class -> tenants
+    for group in state.tasks.groups.values():
+        for chip in group.chips:
+            waiting.setdefault(chip, set()).add(group.tenant)
+    holdings, now_s, policy = holdings_of(state, draft), draft.moment.now_s, state.settings.policy
+    left = {rule: holdings.of(rule) - entitled(rule, holdings) for rule in state.rules}
+    kept = set()
+    running = [task for task in tasks if task.phase is Phase.RUNNING]
+    running.sort(key=lambda task: (progress_value(task.order, task.done_s, now_s, policy), task.task_id))
+    for task in running:
+        tenant, chip = task.order.tenant, task.needs[0].chip_class
+        own = [rule for rule in state.rules if rule.tenant == tenant and rule.covers(chip)]
+        devices = task.devices
+        if (
+            waiting.get(chip, set()) <= {tenant}
+            or not any(entitled(rule, holdings) for rule in own)
+            or all(left[rule] >= devices for rule in own)
+        ):
+            kept.add(task.task_id)
+            for rule in own:
+                left[rule] -= devices
+    return [task for task in tasks if task.phase is not Phase.RUNNING or task.task_id in kept]
+
+
 def reclaim(state: State, draft: Draft) -> None:
     """Park borrowers, the least valued first, where an owner waits for devices of its own, or where the hours of a loan end within
     its notice.  Those that already stop are counted."""
     for rule in state.rules:
         holdings = holdings_of(state, draft)
-        spoken: dict[str, int] = {}  # engine -> devices for those before
+        spoken: dict[str, int] = {}  # "engine|chip classes" -> devices for those before
         for task, point in list(_waiting_for(state, holdings, rule)):
             chip = {str(point.needs[0].chip_class)}
-            _take_back(state, draft, rule, task, chip, point.devices, "waits for devices of its own", spoken)
+            loan = rule.loan
+            owner = _Owner(rule.tenant, "waits for devices of its own", loan.notice_s if loan else None)
+            _take_back(state, draft, owner, task, chip, point.devices, spoken)
         loan, now_s = rule.loan, draft.moment.now_s
         if loan is not None and not (loan.open_at(now_s) and loan.open_at(now_s + loan.notice_s)):
             idle = rule.floor - holdings.of(rule)
             if idle > 0:
                 chips = {chip for chip in holdings.total if rule.covers(chip)}
                 short = idle - holdings.free(chips) - _coming(state, chips)
-                _park(state, draft, rule, chips, None, short, "lends no longer at this hour")
+                owner = _Owner(rule.tenant, "lends no longer at this hour", loan.notice_s)
+                _park(state, draft, owner, chips, None, short)
+    lent: dict[str, int] = {}
+    for task_id in sorted(state.tasks.lent):
+        task = state.tasks[task_id]
+        notice_s = notice_s_of(state, task)
+        if task.phase is Phase.QUEUED and notice_s is not None:
+            owner = _Owner(task.order.tenant, "takes up a lent lease again", notice_s, task_id)
+            [need] = task.lent
+            _take_back(state, draft, owner, task, {str(need.chip_class)}, need.devices, lent)
+
+
+@dataclass(frozen=True, slots=True)
+class _Owner:
+    """Who takes devices back, and why.  `task_id`: of the task whose own lease it was; a tenant's other tasks may have borrowed that."""
+
+    tenant: str
+    why: str
+    notice_s: float | None
+    task_id: TaskId | None = None
 
 
 def next_change_s(state: State, now_s: float) -> float | None:
@@ -113,11 +175,10 @@ def _waiting_for(state: State, holdings: Holdings, rule: QuotaRule) -> Iterator[
 def _take_back(
     state: State,
     draft: Draft,
-    rule: QuotaRule,
+    owner: _Owner,
     task: TaskState,
     chips: set[str],
     devices: int,
-    why: str,
     spoken: dict[str, int],
 ) -> None:
     """At the one engine where the fewest devices are missing."""
@@ -127,7 +188,8 @@ def _take_back(
         if known.lost or offered < devices:
             continue
         keys = [engine_key(engine, chip) for chip in chips]
-        free = offered - sum(state.tasks.held.get(key, 0) for key in keys) - spoken.get(engine, 0)
+        before = spoken.get(engine_key(engine, "+".join(sorted(chips))), 0)
+        free = offered - sum(state.tasks.held.get(key, 0) for key in keys) - before
         coming = sum(_freeing(task) for key in keys for task in state.tasks.at_chip(key))
         if best is None or devices - free - coming < best[0]:
             best = (devices - free - coming, engine, coming)
@@ -138,40 +200,44 @@ def _take_back(
                 why_waiting=f"waits for devices of {task.order.tenant} that a borrower gives back",
                 promised_until_s=draft.moment.now_s + state.settings.lease_s,
             )
-        spoken[best[1]] = spoken.get(best[1], 0) + devices
-        _park(state, draft, rule, chips, best[1], best[0], why)
+        key = engine_key(best[1], "+".join(sorted(chips)))
+        spoken[key] = spoken.get(key, 0) + devices
+        _park(state, draft, owner, chips, best[1], best[0])
 
 
-def _park(
-    state: State, draft: Draft, rule: QuotaRule, chips: set[str], engine: str | None, short: int, why: str
-) -> None:
+def _park(state: State, draft: Draft, owner: _Owner, chips: set[str], engine: str | None, short: int) -> None:
+    """First those that park within the notice and may be parked once more by the rules; of them the least valued."""
     if short <= 0:
         return
-    beyond = _beyond_own(state, draft)
+    beyond, now_s = _beyond_own(state, draft), draft.moment.now_s
     victims = []
     for name in [engine] if engine is not None else sorted(state.engines):
         for chip in sorted(chips):
             for task in state.tasks.at_chip(f"{name}|{chip}"):
                 if (
                     task.phase is Phase.RUNNING
-                    and task.order.tenant != rule.tenant
+                    and (task.order.tenant != owner.tenant or owner.task_id is not None)
                     and beyond(task.order.tenant, chip) > 0
                     and may_borrow(task.order, state.rules)
                 ):
-                    value = progress_value(task.order, task.done_s, draft.moment.now_s, state.settings.policy)
-                    victims.append((value, -task.since_s, task.task_id, chip))
-    for _, _, task_id, chip in sorted(victims):
+                    value = progress_value(task.order, task.done_s, now_s, state.settings.policy)
+                    point = task.point()
+                    slow = owner.notice_s is not None and point is not None and point.stop_s > owner.notice_s
+                    last = (slow, spared_by(state, task, now_s) is not None)
+                    victims.append((last, value, -task.since_s, task.task_id, chip))
+    for _, _, _, task_id, chip in sorted(victims):
         task = state.tasks[task_id]
         if short <= 0:
             return
         if beyond(task.order.tenant, chip) <= 0:
             continue
-        held = sum(need.devices for need in task.needs)
-        notice = f" within {rule.loan.notice_s:g} s" if rule.loan is not None else ""
-        text = f"parked with its checkpoint{notice}: {rule.tenant} {why}; {held} devices were borrowed"
-        draft.because(task_id, "reclaimed", text, owner=rule.tenant)
+        held = task.devices
+        notice = f" within {owner.notice_s:g} s" if owner.notice_s is not None else ""
+        text = f"parked with its checkpoint{notice}: {owner.tenant} {owner.why}; {held} devices were borrowed"
+        draft.because(task_id, "reclaimed", text, owner=owner.tenant)
+        task = note(state, task, draft)
         after = AfterStop.RETURN if task.parent is not None else AfterStop.QUEUE
-        order_stop(state, task, draft, park=True, why=f"its devices go back to {rule.tenant}", after=after)
+        order_stop(state, task, draft, park=True, why=f"its devices go back to {owner.tenant}", after=after)
         draft.reclaimed[task.order.tenant, chip] = draft.reclaimed.get((task.order.tenant, chip), 0) + held
         short -= held
 
@@ -198,8 +264,8 @@ def _coming(state: State, chips: set[str]) -> int:
 def _freeing(task: TaskState) -> int:
     """Devices that it is giving up."""
     if task.phase is Phase.STOPPING:
-        return sum(need.devices for need in task.needs)
+        return task.devices
     target = task.target()
     if task.phase is Phase.RESIZING and target is not None:
-        return max(0, sum(need.devices for need in task.needs) - target.devices)
+        return max(0, task.devices - target.devices)
     return 0

@@ -1,27 +1,29 @@
 """What a board knows: its engines and its live tasks.  Owned by `decide`, which updates it in place; the values
 in it are frozen (`tasks` keeps the live ones with what a tick asks of them).  Nothing here knows where in the tree the board stands."""
 
-from dataclasses import dataclass, field
+import math
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 
 from qipan.curves import Need, Point
 from qipan.events import Command, Fact
-from qipan.hardware import BoardId
-from qipan.leases import EngineId, LeaseId, Offer, Order, Reason, Room, TaskId
+from qipan.hardware import BoardId, ChipClassId
+from qipan.leases import PARKING_SHARE, AskStep, EngineId, LeaseId, Offer, Order, Out, Reason, Room, TaskId
 from qipan.network import Link
 from qipan.quota import QuotaRule
 from qipan.rules.entitlement import Holdings
 from qipan.scheduler.tasks import Tasks
 
 #: renewal is asked for every sixth of a lease.  A lease ends no later than the one above it, so on the third level at
-#: least half is left between renewals: less than that may be set aside for parking
+#: least half is left between renewals: less than that may be set aside for parking (`PARKING_SHARE`)
 RENEW_SHARE = 1 / 6
-PARKING_SHARE = 0.25
 
 
 class Phase(StrEnum):
     QUEUED = "queued"  # no lease below
     PARKED = "parked"  # no lease below, and not in the queue: its budget is spent
+    BEHIND = "behind"  # no lease below, and not in the queue: what it comes after has not ended
+    LENT = "lent"  # no lease below, and not in the queue: its forecast does not ask for it now
     RESERVING = "reserving"  # Reserve is on its way
     RESERVED = "reserved"  # granted below; waits for the parent's Start
     STARTING = "starting"  # Start is on its way
@@ -30,11 +32,16 @@ class Phase(StrEnum):
     STOPPING = "stopping"  # ordered to stop; what follows is in `after_stop`
 
 
+#: it was told to start, and not to stop
+RUNS = (Phase.STARTING, Phase.RUNNING, Phase.RESIZING)
+
+
 class AfterStop(StrEnum):
     QUEUE = "queue"  # goes back into this board's queue
     RETURN = "return"  # goes back to the parent
     END = "end"  # is over (cancelled)
     KEEP = "keep"  # stays parked until its budget is raised
+    LEND = "lend"  # is lent until its forecast asks for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +86,27 @@ class TaskState:
     promised_until_s: float = 0.0  # devices are being freed for it; until then it waits here
     why_waiting: str = ""
     promised: str = ""  # "engine|point" that is being freed for it; nobody else takes those devices
+    preempted_s: tuple[float, ...] = ()  # when it was parked for others, kept by `preemptions`
+    idle_since_s: float | None = None  # its devices hardly worked since; kept by `idle`, as the next two
+    noticed_s: float | None = None  # when its holder was told that the lease is lent
+    lent: tuple[
+        Need, ...
+    ] = ()  # what it held when it was parked for standing idle, or by its forecast, until it has devices again
+    checkpoint_longer: float = 1.0  # of its order, under the lease that it holds
+    turns_s: float | None = (
+        None  # when its forecast next asks for it, or no longer; None: to be looked up; kept by `tides`
+    )
+    reshape_s: float | None = (
+        None  # what its last change of shape under this lease cost; None: there was none
+    )
 
     @property
     def task_id(self) -> TaskId:
         return self.order.task_id
+
+    @property
+    def devices(self) -> int:
+        return sum(need.devices for need in self.needs)
 
     def point(self) -> Point | None:
         return self.order.curve.point(self.point_id) if self.point_id else None
@@ -93,12 +117,37 @@ class TaskState:
 
 @dataclass(frozen=True, slots=True)
 class EngineState:
-    """`chooses`: it picks among a task's points and gives devices up at its asks by itself."""
+    """`chooses`: it picks among a task's points and gives devices up at its asks by itself; `in_place`: it can have processes go on at
+    another point."""
 
     offers: tuple[Offer, ...]
     chooses: bool
     lost: bool = False
     room: Room | None = None  # where its tasks' checkpoints lie; None: not counted
+    out: tuple[Out, ...] = ()  # what it has and does not offer now
+    electricity: tuple[
+        tuple[ChipClassId, int], ...
+    ] = ()  # chip class -> micro-CNY per device-hour beyond what the tariff covers
+    in_place: bool = False
+
+    def electricity_of(self, chip_class: str) -> int:
+        return next((price for chip, price in self.electricity if chip == chip_class), 0)
+
+    def with_more(self, chip_class: str, devices: int) -> "EngineState":
+        """It offers so many devices more of a chip class, or fewer; never fewer than none.  A board's are free ones."""
+        free = (AskStep(devices, 0),) if self.chooses and devices > 0 else ()
+        offers = tuple(
+            replace(
+                offer,
+                devices=max(0, offer.devices + devices),
+                largest_gang=max(0, offer.largest_gang + devices),
+                asks=(*free, *offer.asks),
+            )
+            if offer.chip_class == chip_class
+            else offer
+            for offer in self.offers
+        )
+        return replace(self, offers=offers)
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +159,9 @@ class Settings:
     retry_s: float = 5.0  # an engine that refused a task is asked again after this
     asks: bool = True  # False: only free devices are offered upward (for measuring what prices are worth)
     elastic: bool = True
+    in_place: bool = True  # False: every change of shape is counted as a new start (for measuring)
+    backfill: bool = True  # False: nothing is kept for a wide task that waits (for measuring)
+    defragment: bool = True  # False: no task is moved to clear a block for a gang (for measuring)
     policy: str = "revenue"  # what is maximised: a name of `policies.OBJECTIVES`
     ask_steps: int = 12
     look_at_all_up_to: int = (
@@ -140,6 +192,7 @@ class State:
     sent_down: dict[str, int] = field(default_factory=dict)
     parked: bool = False
     published: tuple[Offer, ...] = ()
+    published_out: tuple[Out, ...] = ()
     renewed_s: float | None = (
         None  # when leases at directly called engines were last renewed; None: do so now
     )
@@ -149,9 +202,22 @@ class State:
     links: dict[str, Link] = field(default_factory=dict)  # "site|site" -> the link from the one to the other
     looked_s: float = 0.0  # when everything was last looked at, on the lease clock
     more: bool = False  # the last tick stopped at orders_per_tick
+    preempted_s: dict[str, tuple[float, ...]] = field(
+        default_factory=dict
+    )  # "tenant|chip class" -> when this board parked one of its tasks for others; kept by `preemptions`
+    first: str = ""  # the waiting task that devices are kept for, by `backfill`
+    first_at: str = ""  # where: "engine|chip class", for a board below with "|site"
+    migrated_to: str = ""  # the running task that `migration` looked at last
+    migrated_s: float = 0.0  # when it looked, on the lease clock
+    moves_at_s: float | None = None  # when a choice that moves running tasks is carried out; kept by `leaves`
 
     def __post_init__(self) -> None:
         self.tasks = Tasks(self.tasks, self.lease_due_s, self.time_due_s)
+
+    @property
+    def reserves(self) -> bool:
+        """Whether devices may be kept from some for others: by rules, or since they are lent."""
+        return bool(self.rules or self.tasks.lent)
 
     def lease_due_s(self, task: TaskState) -> float | None:
         """When the task must park because the lease above ends, or be placed anew because its engine is silent, on
@@ -169,12 +235,14 @@ class State:
         return known is not None and known.chooses and task.phase is not Phase.RESERVING
 
     def time_due_s(self, task: TaskState) -> float | None:
-        """When a waiting task may be placed where it was refused, or is promised devices no longer."""
-        if task.phase is not Phase.QUEUED or not (task.refused or task.promised_until_s):
-            return None
-        times = [again_s for _, again_s in task.refused]
-        if task.promised_until_s:
-            times.append(task.promised_until_s)
+        """When a waiting task may be placed where it was refused, or is promised devices no longer; when a forecast changes."""
+        times = []
+        if task.phase is Phase.QUEUED and (task.refused or task.promised_until_s):
+            times = [again_s for _, again_s in task.refused]
+            if task.promised_until_s:
+                times.append(task.promised_until_s)
+        if task.order.hours is not None and task.parent is None and task.turns_s != math.inf:
+            times.append(task.turns_s or 0.0)
         return min(times, default=None)
 
 
@@ -214,6 +282,11 @@ def lease_for(state: State, task: TaskState, moment: Moment) -> float:
     return max(0.0, min(state.settings.lease_s, task.parent.until_lease_s - moment.lease_s))
 
 
+def named_to(reader: TaskState, other: TaskState) -> str:
+    """What the owner of `reader` is told of another task that is in its way: its id, if it is of the same tenant."""
+    return other.task_id if other.order.tenant == reader.order.tenant else "another tenant's task"
+
+
 def parking_s(task: TaskState, lease_s: float) -> float:
     """How long before its lease's end a task is told to park, so that it has ended by then."""
     point = task.point()
@@ -235,14 +308,20 @@ class Placed:
     storage: dict[EngineId, list[float]] = field(default_factory=dict)
     apart: dict[tuple[EngineId, str, str], TaskId] = field(default_factory=dict)
 
+    def copy(self) -> "Placed":
+        return Placed({engine: [*held] for engine, held in self.storage.items()}, {**self.apart})
+
 
 @dataclass(slots=True)
 class Draft:
-    """A decision while it is being made.  `anew`: everything is looked at, not only what changed."""
+    """A decision while it is being made.  `anew`: everything is looked at, not only what changed.  `together`: running tasks may be
+    moved that a choice within the last minute would have moved."""
 
     moment: Moment
     anew: bool = False
+    together: bool = False
     chips: set[str] = field(default_factory=set)  # chip classes of which more may be had than before
+    outs: bool = False  # what engines do not offer may have changed
     ordered: set[str] = field(default_factory=set)  # chip classes ordered from children
     holdings: Holdings | None = None  # kept by `owners`
     reclaimed: dict[tuple[str, str], int] = field(

@@ -6,10 +6,10 @@ holds for all of them.
 """
 
 import heapq
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from qipan.curves import Curve, Point
 from qipan.leases import AskStep, EngineId, LeaseId, Offer, Order, TaskId
@@ -19,6 +19,25 @@ if TYPE_CHECKING:
     from qipan.scheduler.state import TaskState
 
 GroupKey = tuple[Any, ...]
+Item = TypeVar("Item")
+#: entries of those who left, or stand there twice, that a line may hold beyond one for each member
+LEFT_IN_LINE = 64
+
+
+@dataclass(slots=True)
+class MovableLine:
+    """Kept by `movable`: `mark`, what all prices stand on; task -> (price, None where it changes with time, and gain); both in order; and the
+    tasks that changed since."""
+
+    mark: object
+    entries: dict[TaskId, tuple[int | None, float]] = field(default_factory=dict)
+    prices: list[tuple[int, TaskId]] = field(default_factory=list)
+    drifting: set[TaskId] = field(default_factory=set)
+    gains: list[tuple[float, TaskId]] = field(default_factory=list)
+    ages: list[tuple[float, TaskId]] = field(
+        default_factory=list
+    )  # heap: when its price changes by time alone
+    stale: set[TaskId] = field(default_factory=set)
 
 
 @dataclass(slots=True)
@@ -35,6 +54,7 @@ class Group:
     value: float | None = None  # what a steady group bids, less than zero, kept by `children`
     barren: object = None  # the ask tables in which it found no seat, kept by `children`
     said: tuple[int, str] | None = None  # (tick, why its members wait), kept by `limits`
+    bid: Any = None  # what a member bids at leaves, kept by `leaves`
 
     def head(self) -> TaskId | None:
         """The member submitted first."""
@@ -56,16 +76,16 @@ class Group:
         return [task_id for _, task_id in taken]
 
 
-class Due:
+class Due(Generic[Item]):
     """When each task wants to be looked at by time alone.  `of` says when; None: never.  The heap may hold more, and
-    earlier, than is true; what is read from it is true."""
+    earlier, than is true; what is read from it is true.  `note` is told of what may be due earlier than before."""
 
-    def __init__(self, of: "Callable[[TaskState], float | None]", tasks: "Tasks") -> None:
+    def __init__(self, of: Callable[[Item], float | None], tasks: Mapping[TaskId, Item]) -> None:
         self._of, self._tasks = of, tasks
         self._heap: list[tuple[float, TaskId]] = []
         self._entry: dict[TaskId, float] = {}
 
-    def note(self, task_id: TaskId, task: "TaskState") -> None:
+    def note(self, task_id: TaskId, task: Item) -> None:
         at_s = self._of(task)
         if at_s is not None:
             known = self._entry.get(task_id)
@@ -124,12 +144,17 @@ class Tasks(dict[TaskId, "TaskState"]):
         self.by_lease: dict[LeaseId, TaskId] = {}  # the lease held below
         self.refusing: set[TaskId] = set()  # some engine refused it lately
         self.promised: set[TaskId] = set()  # a seat is being freed for it
+        self.idle: set[TaskId] = set()  # its devices hardly work
+        self.lent: set[TaskId] = set()  # it was parked for standing idle
         self.from_parent_waiting: set[TaskId] = set()
+        self.gangs: set[TaskId] = set()  # waiting tasks that are one of several in a gang
         self.lease_due = Due(lease_due_s, self)
         self.time_due = Due(time_due_s, self)
         self.touched: dict[TaskId, None] = {}
         self.freed: set[str] = set()  # keys of `held` that became less
         self.steps_down: dict[TaskId, tuple[Order, Any, tuple[AskStep, ...]]] = {}  # kept by `asks`
+        self.lines: dict[str, MovableLine] = {}  # of "engine|chip class", kept by `movable`
+        self.bids: dict[TaskId, Any] = {}  # what running tasks bid, kept by `leaves`
         self.asks: tuple[list[tuple[EngineId, tuple[Offer, ...]]], dict[str, Any]] | None = (
             None  # kept by `children`
         )
@@ -160,6 +185,10 @@ class Tasks(dict[TaskId, "TaskState"]):
             self.promised.add(task_id)
         elif before is not None and before.promised:
             self.promised.discard(task_id)
+        if (task.idle_since_s is not None) is not (before is not None and before.idle_since_s is not None):
+            self.idle ^= {task_id}
+        if bool(task.lent) is not (before is not None and bool(before.lent)):
+            self.lent ^= {task_id}
         if task.refused:
             self.refusing.add(task_id)
         elif before is not None and before.refused:
@@ -176,6 +205,11 @@ class Tasks(dict[TaskId, "TaskState"]):
                 self.by_lease[task.lease_id] = task_id
         self.lease_due.note(task_id, task)
         self.time_due.note(task_id, task)
+        if self.lines:
+            if before is not None and before.phase == "running":
+                self._note_moved(task_id, before)
+            if task.phase == "running":
+                self._note_moved(task_id, task)
 
     def __delitem__(self, task_id: TaskId) -> None:
         task = self[task_id]
@@ -184,7 +218,11 @@ class Tasks(dict[TaskId, "TaskState"]):
         self._disuse(task.order.curve.points)
         self.refusing.discard(task_id)
         self.promised.discard(task_id)
+        self.idle.discard(task_id)
+        self.lent.discard(task_id)
         self.steps_down.pop(task_id, None)
+        self.bids.pop(task_id, None)
+        self._note_moved(task_id, task)
         self._leave(task_id, task)
         if task.engine is not None:
             self._give_up(task_id, task)
@@ -220,6 +258,21 @@ class Tasks(dict[TaskId, "TaskState"]):
     def waiting(self) -> int:
         return len(self.group_of)
 
+    def ask_anew(self, task_ids: list[TaskId]) -> None:
+        """What was found for these waiting tasks is not ordered: children are asked as if they had not been."""
+        self.asks = None
+        self.stay(task_ids)
+        for group in self.groups.values():
+            group.barren = None
+
+    def stay(self, task_ids: list[TaskId]) -> None:
+        """These waiting tasks stand in line as before.  Those that were not taken from it stand there twice, until it is made anew."""
+        for task_id in task_ids:
+            group = self.group_of[task_id]
+            heapq.heappush(group.line, (self[task_id].order.submitted_s, task_id))
+            if len(group.line) > 2 * len(group.members) + LEFT_IN_LINE:
+                group.line = sorted((self[name].order.submitted_s, name) for name in group.members)
+
     def begin_tick(self) -> None:
         """`touched` and `freed` are of one tick: what an earlier one left was looked at then."""
         self.touched, self.freed = {}, set()
@@ -254,6 +307,15 @@ class Tasks(dict[TaskId, "TaskState"]):
         if not self._curves[mark]:
             del self._curves[mark]
 
+    def _note_moved(self, task_id: TaskId, task: "TaskState") -> None:
+        for need in task.needs:
+            key = f"{task.engine}|{need.chip_class}"
+            line = self.lines.get(key)
+            if line is not None:
+                line.stale.add(task_id)
+                if len(line.stale) > 2 * len(line.entries) + LEFT_IN_LINE:
+                    del self.lines[key]  # nobody has asked for long
+
     def _place_in_line(self, task_id: TaskId, before: "TaskState | None", task: "TaskState") -> None:
         if before is not None:
             self._leave(task_id, before)
@@ -267,6 +329,8 @@ class Tasks(dict[TaskId, "TaskState"]):
             group = self.groups[key] = Group(key, chips, task.order.tenant)
         if task.parent is not None:
             self.from_parent_waiting.add(task_id)
+        elif len(task.order.gang) > 1:
+            self.gangs.add(task_id)
         group.members.add(task_id)
         heapq.heappush(group.line, (task.order.submitted_s, task_id))
         self.group_of[task_id] = group
@@ -276,6 +340,7 @@ class Tasks(dict[TaskId, "TaskState"]):
             self.by_phase[task.phase].discard(task_id)
             return
         self.from_parent_waiting.discard(task_id)
+        self.gangs.discard(task_id)
         group = self.group_of.pop(task_id)
         group.members.discard(task_id)
         if not group.members:
@@ -315,7 +380,8 @@ def group_key(task: "TaskState") -> GroupKey:
     order, parent = task.order, task.parent
     return (
         id(order.curve.points), order.tenant, order.kind, order.bid_micro_cny_per_device_hour, steady(order), order.objective,
-        order.elastic, order.preemptible, order.regions, order.vendors, order.data_bytes_at, order.apart,
+        order.elastic, order.preemptible, order.regions, order.vendors, order.data_bytes_at, order.apart, order.entered_at,
+        order.hours is not None, bool(task.lent),
         (order.checkpoint_at, task.place) if order.checkpoint_bytes and task.saved_s > 0 else (),
         tuple([engine for engine, _ in task.refused]) if task.refused else (),
         parent.points if parent is not None and parent.started else (), parent is not None,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from qipan.curves import Need
 from qipan.events import LeaseGranted, LeaseRefused, Stop
-from qipan.leases import EngineId, LeaseId, TaskId
+from qipan.leases import EngineId, LeaseId, Order, TaskId
 from qipan.scheduler.state import AfterStop, Draft, Phase, State, TaskState, ToEngine
 
 
@@ -45,6 +45,8 @@ def after_stop(state: State, task: TaskState, draft: Draft, *, reported: bool = 
             state.tasks[task.task_id] = replace(
                 to_queue(task, draft), phase=Phase.PARKED, why_waiting=task.stop_why
             )
+        case AfterStop.LEND:
+            lend(state, task, draft)
         case AfterStop.RETURN:
             if reported:
                 state.tasks.pop(task.task_id)
@@ -52,6 +54,15 @@ def after_stop(state: State, task: TaskState, draft: Draft, *, reported: bool = 
                 give_back(state, task, draft, task.stop_why)
         case AfterStop.END:
             end(state, task, "cancelled", draft, why=task.stop_why, report=not reported)
+
+
+def lend(state: State, task: TaskState, draft: Draft) -> None:
+    """A service's replica that holds nothing and is not asked for now; it is over with its service."""
+    assert task.order.hours is not None
+    if task.order.hours.over(draft.moment.now_s):
+        end(state, task, "done", draft)
+    else:
+        state.tasks[task.task_id] = replace(to_queue(task, draft), phase=Phase.LENT, why_waiting="")
 
 
 def to_queue(task: TaskState, draft: Draft) -> TaskState:
@@ -65,6 +76,8 @@ def to_queue(task: TaskState, draft: Draft) -> TaskState:
         target_id="",
         needs=(),
         done_s=task.saved_s,
+        checkpoint_longer=1.0,
+        reshape_s=None,
     )
 
 
@@ -90,6 +103,42 @@ def end(state: State, task: TaskState, how: str, draft: Draft, *, why: str = "",
         refuse(state, task.task_id, task.parent.lease_id, task.generation, why or how, draft)
     if how == "failed":
         draft.because(task.task_id, "failed", why or "the task failed")
+    if task.order.stages and task.parent is None:
+        _stage_ended(state, task.order, how, draft)
+
+
+def begin_behind(state: State, task: TaskState, draft: Draft) -> None:
+    """Into the queue once all that it comes after is done; it ends with one of those that did not get so far."""
+    ends = {name: state.over.get(TaskId(name)) for name in task.order.after}
+    unfinished = [f"{name} {how}" for name, how in ends.items() if how not in (None, "done")]
+    if unfinished:
+        cancel(state, task, draft, f"it comes after {', '.join(unfinished)}")
+    elif all(how == "done" for how in ends.values()):
+        if ends:
+            draft.because(task.task_id, "released", f"{', '.join(ends)} done: it may start")
+        state.tasks[task.task_id] = replace(task, phase=Phase.QUEUED, since_s=draft.moment.now_s)
+
+
+def _stage_ended(state: State, order: Order, how: str, draft: Draft) -> None:
+    """What waited for it starts.  What feeds it has nobody to prepare for; what it fed would wait for ever if it did not finish."""
+    for name in order.stages:
+        other = state.tasks.get(TaskId(name))
+        if other is None or (other.phase is Phase.STOPPING and other.after_stop is AfterStop.END):
+            continue
+        if other.phase is Phase.BEHIND and order.task_id in other.order.after:
+            begin_behind(state, other, draft)
+        elif other.order.feeds == order.task_id:
+            cancel(state, other, draft, f"{order.task_id}, which it feeds, is {how}")
+        elif order.feeds == name and how != "done":
+            cancel(state, other, draft, f"{order.task_id}, which feeds it, {how}")
+
+
+def cancel(state: State, task: TaskState, draft: Draft, why: str) -> None:
+    draft.because(task.task_id, "cancelled", why)
+    if task.phase in (Phase.QUEUED, Phase.PARKED, Phase.BEHIND, Phase.LENT):
+        end(state, task, "cancelled", draft)
+    else:
+        order_stop(state, task, draft, park=False, why=why, after=AfterStop.END)
 
 
 def release_stray(

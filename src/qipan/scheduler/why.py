@@ -1,20 +1,23 @@
 """Why a task waits: remove one constraint at a time and decide again, on a copy; then the least change of that one that starts it.
 Never from templates."""
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from qipan.curves import Need
-from qipan.leases import EngineId, TaskId
+from qipan.leases import EngineId, Out, TaskId
 from qipan.quantities import format_bytes, format_money
-from qipan.quota import QuotaRule
+from qipan.quota import REMEMBERED, QuotaRule, Rate
 from qipan.scheduler.asks import engine_key
+from qipan.scheduler.backfill import first_of, goes_first
 from qipan.scheduler.bids import progress_value
-from qipan.scheduler.conditions import points_at
+from qipan.scheduler.conditions import held_of_storage
 from qipan.scheduler.decide import decide
+from qipan.scheduler.gangs import gang_in_line
 from qipan.scheduler.limits import why_waiting_text
 from qipan.scheduler.moves import pieces_of
-from qipan.scheduler.state import Moment, Phase, State, TaskState
+from qipan.scheduler.state import Moment, Phase, State, TaskState, named_to
 from qipan.scheduler.tasks import Tasks
 
 #: a higher bid is looked for up to this many times the present one
@@ -36,6 +39,10 @@ def why_waiting(state: State, task_id: TaskId, now_s: float, lease_s: float) -> 
     """For a queued task: what it runs into as it is, and each single change that would start it now.  Empty for a task
     that is not waiting."""
     task = state.tasks.get(task_id)
+    if task is not None and task.phase is Phase.BEHIND:
+        return [{"constraint": "after", "text": why_waiting_text(state, task, now_s)}]
+    if task is not None and task.phase is Phase.LENT:
+        return [{"constraint": "forecast", "text": why_waiting_text(state, task, now_s)}]
     if task is None or task.phase is not Phase.QUEUED:
         return []
     found = [{"constraint": "now", "text": why_waiting_text(state, task, now_s)}]
@@ -83,6 +90,17 @@ def _of_the_board(state: State, task: TaskState, moment: Moment) -> Iterator[Cha
     for engine in sorted(state.engines):
         if state.engines[engine].lost or engine in state.uncounted:
             yield Change("engine", f"{engine} does not answer; with it, it would start", _answers(engine))
+        for out in state.engines[engine].out:
+            yield Change(
+                "drain", f"with {out.devices} devices of {out.chip_class} back: {out.why}", _back(engine, out)
+            )
+
+
+def _back(engine: EngineId, out: Out) -> Callable[[State], None]:
+    def make(state: State) -> None:
+        state.engines[engine] = state.engines[engine].with_more(out.chip_class, out.devices)
+
+    return make
 
 
 def _answers(engine: str) -> Callable[[State], None]:
@@ -95,8 +113,26 @@ def _answers(engine: str) -> Callable[[State], None]:
 
 
 def _of_the_rules(state: State, task: TaskState, moment: Moment) -> Iterator[Change]:
-    wanted = max(point.devices for point in task.order.curve.points)
+    together = gang_in_line(state, task) or [task]
+    wanted = sum(max(point.devices for point in one.order.curve.points) for one in together)
+    slowest = max(point.stop_s for point in task.order.curve.points)
     for number, rule in enumerate(state.rules):
+        for part in ("per_task", "per_tenant"):
+            rate: Rate | None = getattr(rule, part)
+            if rate is not None:
+                at = _rate_at(number, part, rate)
+                least = _least(state, task, moment, rate.most, rate.most + REMEMBERED, at)
+                wider = replace(rate, most=least)
+                yield Change(
+                    "preemptions", f"with `preemptions: {{{part}: {wider}}}` in {rule.name()}", at(least)
+                )
+        if rule.idle is not None and state.tasks.lent:
+            later = replace(rule.idle, notice_s=max(rule.idle.notice_s, slowest))
+            yield Change(
+                "idle",
+                f"with a notice of {later.notice_s:g} s for idle leases in {rule.name()}",
+                _rule(number, idle=later),
+            )
         if rule.tenant == task.order.tenant:
             held = sum(
                 count
@@ -130,7 +166,6 @@ def _of_the_rules(state: State, task: TaskState, moment: Moment) -> Iterator[Cha
                 yield Change(
                     "hours", f"within the lending hours of {rule.name()}{opens}", _rule(number, loan=always)
                 )
-            slowest = max(point.stop_s for point in task.order.curve.points)
             longer = replace(rule.loan, notice_s=max(rule.loan.notice_s, slowest))
             yield Change(
                 "notice",
@@ -142,7 +177,7 @@ def _of_the_rules(state: State, task: TaskState, moment: Moment) -> Iterator[Cha
             yield Change("floor", f"with a floor of {most} in {rule.name()}", _rule(number, floor=most))
         if rule.share:
             yield Change("share", f"without the share in {rule.name()}", _rule(number, share=0.0))
-    if state.rules and not task.order.preemptible:
+    if state.reserves and not task.order.preemptible and task.order.hours is None:
         yield Change(
             "elastic",
             "with `elastic: true`: what may be parked may borrow",
@@ -156,26 +191,30 @@ def _of_the_place(state: State, task: TaskState, moment: Moment) -> Iterator[Cha
         room = known.room
         if room is None:
             continue
-        points = points_at(state, engine)
+        held = held_of_storage(state, engine)
         if room.space_bytes and any(point.storage_bytes for point in order.curve.points):
-            most = sum(point.storage_bytes for point in points) + max(
+            most = sum(space_bytes for space_bytes, _ in held) + max(
                 point.storage_bytes for point in order.curve.points
             )
             least = _least(state, task, moment, room.space_bytes, most, _with_space(engine))
             more = format_bytes(least - room.space_bytes)
             yield Change("storage", f"with {more} more in {room.storage_id}", _with_space(engine)(least))
-        left = room.write_bytes_per_s - sum(point.storage_bytes_per_s for point in points)
+        left = room.write_bytes_per_s - sum(rate for _, rate in held)
         rate = max(point.storage_bytes_per_s for point in order.curve.points)
         if room.write_bytes_per_s and 0 < left < rate:
-            seldom = tuple(
-                replace(point, storage_bytes_per_s=min(left, point.storage_bytes_per_s))
-                for point in order.curve.points
-            )
+            longer = math.ceil(10 * rate / left) / 10
             yield Change(
                 "storage rate",
-                f"with {rate / left:.3g} times as long between its checkpoints",
-                _setter_of_order(task, curve=replace(order.curve, points=seldom)),
+                f"with {longer:.3g} times as long between its checkpoints (`checkpoint: longest`)",
+                _setter_of_order(task, checkpoint_longer_max=longer),
             )
+    for engine, known in sorted(state.engines.items()):
+        most = max((price for _, price in known.electricity), default=0)
+        if most:
+            cheaper = _electricity_at(engine)
+            price = _most(state, task, moment, most, cheaper)
+            text = f"when electricity at {engine} costs no more than {format_money(price)} a device-hour beyond the tariff"
+            yield Change("electricity", text, cheaper(price))
     pieces = pieces_of(task)
     if state.links and pieces:
         size = sum(piece_bytes for _, piece_bytes in pieces)
@@ -193,6 +232,20 @@ def _with_space(engine: EngineId) -> Callable[[int], Callable[[State], None]]:
             known = state.engines[engine]
             assert known.room is not None
             state.engines[engine] = replace(known, room=replace(known.room, space_bytes=space_bytes))
+
+        return make
+
+    return of
+
+
+def _electricity_at(engine: EngineId) -> Callable[[int], Callable[[State], None]]:
+    """No chip class dearer than that."""
+
+    def of(most: int) -> Callable[[State], None]:
+        def make(state: State) -> None:
+            known = state.engines[engine]
+            less = tuple((chip, min(price, most)) for chip, price in known.electricity)
+            state.engines[engine] = replace(known, electricity=less)
 
         return make
 
@@ -265,7 +318,11 @@ def _of_the_bid(state: State, task: TaskState, moment: Moment) -> Iterator[Chang
 
 
 def _of_others(state: State, task: TaskState, moment: Moment) -> Iterator[Change]:
-    """The running task of the least value whose end would make room; else all of them."""
+    """Without the one that devices are kept for; without the running task of the least value whose end would make room, else all of them."""
+    first = _kept_for_another(state, task)
+    if first is not None:
+        text = f"if {named_to(task, first)}, for which devices are kept, did not wait"
+        yield Change("reservation", text, _without((first.task_id,)))
     others = [one for one in _neighbours(state, task) if one.phase is Phase.RUNNING]
     policy = state.settings.policy
     others.sort(key=lambda one: (progress_value(one.order, one.done_s, moment.now_s, policy), one.task_id))
@@ -274,13 +331,18 @@ def _of_others(state: State, task: TaskState, moment: Moment) -> Iterator[Change
         if _starts(state, task.task_id, gone, moment):
             yield Change(
                 "other tasks",
-                f"when {other.task_id} ends, which is worth the least of those in its place",
+                f"when {named_to(task, other)} ends, which is worth the least of those in its place",
                 gone,
             )
             return
-    yield Change(
-        "other tasks", "if the other tasks were not there", _without(tuple(one.task_id for one in others))
-    )
+    gone = _without(tuple(one.task_id for one in (*others, *([first] if first is not None else []))))
+    yield Change("other tasks", "if the other tasks were not there", gone)
+
+
+def _kept_for_another(state: State, task: TaskState) -> TaskState | None:
+    """The waiting task that devices are kept for, where that is in this one's way."""
+    first = first_of(state)
+    return first if first not in (None, task) and not goes_first(state, task) else None
 
 
 def _without(task_ids: tuple[TaskId, ...]) -> Callable[[State], None]:
@@ -306,11 +368,18 @@ def _starts(state: State, task_id: TaskId, make: Callable[[State], None], moment
 
 
 def _copy(state: State, task: TaskState) -> State:
-    """A state with the task and those that hold what it could use; the others are there as the devices they hold."""
+    """A state with the task, its gang and those that hold what it could use; the others are there as the devices they hold."""
     kept = {one.task_id: one for one in _neighbours(state, task)} | {task.task_id: task}
+    kept |= {task_id: state.tasks[task_id] for task_id in state.tasks.lent}
+    first = _kept_for_another(state, task)
+    if first is not None:
+        there = state.tasks.at(EngineId(state.first_at.split("|")[0]))
+        kept |= {one.task_id: one for one in (first, *there)}
+    kept |= {one.task_id: one for name in task.order.gang if (one := state.tasks.get(TaskId(name)))}
     copy = replace(state, tasks=Tasks(kept, state.lease_due_s, state.time_due_s), engines=dict(state.engines))
     copy.sent_down, copy.uncounted = dict(state.sent_down), dict(state.uncounted)
-    copy.over, copy.more = {}, True
+    copy.moves_at_s = 0.0  # what would be done at the end of the minute
+    copy.over, copy.more, copy.preempted_s = {}, True, dict(state.preempted_s)
     copy.tasks.held = dict(state.tasks.held)
     copy.tasks.held_by = dict(state.tasks.held_by)
     return copy
@@ -395,6 +464,10 @@ def _rule(number: int, **changes: object) -> Callable[[State], None]:
 def _rule_at(number: int, part: str) -> Callable[[int], Callable[[State], None]]:
     """The rule with that part set to the number given."""
     return lambda devices: _rule(number, **{part: devices})
+
+
+def _rate_at(number: int, part: str, rate: Rate) -> Callable[[int], Callable[[State], None]]:
+    return lambda most: _rule(number, **{part: replace(rate, most=most)})
 
 
 __all__ = ["Change", "changes_that_start", "why_waiting"]

@@ -72,3 +72,12 @@ class Store(Facts, Reasons, Reports, Snapshots, Submissions, Ledger):
             "INSERT INTO board VALUES (?,?) ON CONFLICT (key) DO UPDATE SET value = excluded.value",
             (key, value),
         )
+
+    def items(self, prefix: str) -> list[tuple[str, str]]:
+        """(key, value) of the keys that begin with `prefix`, in order."""
+        return [(str(key), str(value)) for key, value in self.db.rows(
+            "SELECT key, value FROM board WHERE key >= ? AND key < ? ORDER BY key", (prefix, prefix + "\U0010ffff")
+        )]  # fmt: skip
+
+    def drop(self, key: str) -> None:
+        self.db.run("DELETE FROM board WHERE key = ?", (key,))

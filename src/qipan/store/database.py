@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from qipan.disk import full
 from qipan.errors import InvalidInput, QipanError, Unreachable
 
 Row = tuple[Any, ...]
@@ -58,7 +59,7 @@ class Database(Protocol):
 
 
 class Sqlite:
-    """`path` None: in memory."""
+    """`path` None: in memory.  Writing raises DiskFull where there is no room, and then nothing of it is stored."""
 
     dialect: Literal["sqlite", "postgresql"] = "sqlite"
 
@@ -76,10 +77,19 @@ class Sqlite:
             path.chmod(0o600)
 
     def run(self, sql: str, values: Values = ()) -> int:
-        return self._db.execute(sql, values).rowcount
+        try:
+            return self._db.execute(sql, values).rowcount
+        except sqlite3.OperationalError as error:
+            raise self._meant(error) from error
 
     def run_many(self, sql: str, rows: Iterable[Values]) -> None:
-        self._db.executemany(sql, rows)
+        try:
+            self._db.executemany(sql, rows)
+        except sqlite3.OperationalError as error:
+            raise self._meant(error) from error
+
+    def _meant(self, error: sqlite3.OperationalError) -> Exception:
+        return (full(self.path, error) if self.path is not None else None) or error
 
     def rows(self, sql: str, values: Values = ()) -> list[Row]:
         return self._db.execute(sql, values).fetchall()
@@ -98,10 +108,10 @@ class Sqlite:
 
     @contextmanager
     def transaction(self) -> Iterator[None]:
-        self._db.execute("BEGIN IMMEDIATE")
+        self.run("BEGIN IMMEDIATE")
         try:
             yield
-            self._db.execute("COMMIT")
+            self.run("COMMIT")
         except BaseException:
             if self._db.in_transaction:  # a full disk has rolled back by itself
                 self._db.execute("ROLLBACK")

@@ -102,14 +102,17 @@ class Facts:
         )
 
     def facts_of_kinds(
-        self, kinds: Sequence[str], after: int, most: int
+        self, kinds: Sequence[str], after: int | None, most: int
     ) -> list[tuple[int, float, str, bytes]]:
-        """(fact id, now_s, task, body) of everyone's facts of these kinds, in order."""
+        """(fact id, now_s, task, body) of everyone's facts of these kinds, in order: the first ones after a fact id, or the newest
+        of all."""
         rows = self.db.rows(
             f"SELECT fact_id, now_s, task_id, body FROM facts WHERE fact_id > ? AND kind IN ({','.join('?' * len(kinds))})"
-            " ORDER BY fact_id LIMIT ?",
-            (after, *kinds, most),
+            f" ORDER BY fact_id {'DESC' if after is None else 'ASC'} LIMIT ?",
+            (after or 0, *kinds, most),
         )
+        if after is None:
+            rows = rows[::-1]
         return [(int(fact_id), at_s, task_id, bytes(body)) for fact_id, at_s, task_id, body in rows]
 
     def newest_of_kind(self, kind: str, after: int, most: int) -> list[tuple[int, str]]:

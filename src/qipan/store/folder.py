@@ -7,6 +7,7 @@ import secrets
 from pathlib import Path
 
 from qipan.errors import InvalidInput, NotFound
+from qipan.files import write_whole
 from qipan.store.board import Store
 from qipan.store.database import Postgres
 from qipan.store.opening import Place
@@ -32,15 +33,14 @@ class StoreFolder:
             )
         path.mkdir(parents=True, exist_ok=True)
         self._database = (url, f"qipan_{secrets.token_hex(4)}")
-        file = path / DATABASE
-        file.touch(0o600)
-        file.write_text(json.dumps({"url": url, "prefix": self._database[1]}))
+        write_whole(path / DATABASE, json.dumps({"url": url, "prefix": self._database[1]}).encode())
 
     def _read(self) -> tuple[str, str] | None:
         file = self.path / DATABASE
-        if not file.exists():
+        text = file.read_text() if file.exists() else ""
+        if not text:  # empty: left by a release that could stop half way, before it opened a database
             return None
-        found = json.loads(file.read_text())
+        found = json.loads(text)
         return found["url"], found["prefix"]
 
     def place(self, board: str) -> Path | Place:

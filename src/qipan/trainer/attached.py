@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import nn
 
 from qipan.trainer import checkpoint
+from qipan.trainer.stream import Fed
 
 PROGRESS_S = 0.5
 
@@ -42,6 +43,11 @@ class Attached:
         self._asked = False
         self._loss: float | None = None
         self._before = signal.signal(signal.SIGTERM, self._on_signal)
+        self._streams: list[tuple[Fed, int]] = []
+
+    def reads(self, stream: Fed, rows_per_step: int) -> None:
+        """Step n takes the samples from n * rows_per_step on: what a checkpoint has behind it is dropped from the stream."""
+        self._streams.append((stream, rows_per_step))
 
     def steps(self, total: int) -> Iterator[int]:
         """The steps that are left.  Ends the process with 0 when it was told to stop, its checkpoint written."""
@@ -49,10 +55,15 @@ class Attached:
         step = self._resume()
         self._say("ready", step=step, steps=total, start_s=round(time.time() - began_s, 3))
         saved_s = said_s = time.time()
+        first = True
         while step < total:
+            began_s = time.time()
             yield step
             step += 1
             now_s = time.time()
+            if first:
+                first = False
+                self._say("first_step", step=step, step_s=round(now_s - began_s, 4))
             if now_s - said_s >= PROGRESS_S or step == total:
                 said_s = now_s
                 loss = {} if self._loss is None else {"loss": round(self._loss, 4)}
@@ -74,6 +85,8 @@ class Attached:
     def save(self, step: int) -> None:
         began_s = time.time()
         size = checkpoint.save(self.folder, self.model, self.optimizer, step, "own script", None)
+        for stream, rows_per_step in self._streams:
+            stream.saved(step * rows_per_step)
         self._say("checkpoint", step=step, seconds=round(time.time() - began_s, 3), bytes=size)
 
     def _resume(self) -> int:

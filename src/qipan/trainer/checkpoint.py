@@ -1,10 +1,12 @@
 """Checkpoints that any strategy can read: torch.distributed.checkpoint with whole-model names, and a COMMIT record
 written last.  Readers look only at COMMIT, so a half-written checkpoint does not exist."""
 
+import errno
 import hashlib
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,6 +15,11 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
+
+from qipan.disk import is_full, says_full, takes_a_file
+from qipan.disk import told as words
+from qipan.errors import DiskFull
+from qipan.trainer.device import device
 
 KEEP = 2
 
@@ -28,28 +35,63 @@ class Commit:
 def save(
     folder: Path, model: nn.Module, optimizer: Optimizer, step: int, strategy: str, validation: float | None
 ) -> int:
-    """Write `folder/step-N`, then its COMMIT.  All ranks call it.  Returns the bytes written."""
+    """Write a new folder, then its COMMIT; then it takes the name `folder/step-N`.  All ranks call it.  Returns the bytes written.
+    Raises DiskFull on all ranks alike where there is no room for it: nothing of it is left, and what was saved before stays, also of
+    the same step."""
     import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
 
-    target = folder / f"step-{step:08d}"
-    if _rank() == 0:
-        shutil.rmtree(target, ignore_errors=True)
-        target.mkdir(parents=True)
-    _barrier()
-    dcp.save(  # type: ignore[attr-defined]
-        _state(model, optimizer), checkpoint_id=str(target), no_dist=not dist.is_initialized()
-    )
+    target, fresh = folder / f"step-{step:08d}", folder / "step.new"
+    state = state_of(model, optimizer)
     size = 0
-    if _rank() == 0:
-        files = {path.name: _digest(path) for path in sorted(target.iterdir()) if path.is_file()}
-        size = sum(path.stat().st_size for path in target.iterdir())
-        record = {"step": step, "strategy": strategy, "validation_loss": validation, "files": files}
-        _write(target / "COMMIT", record)
-        _keep_best(folder, target, validation)
-        for old in committed(folder)[:-KEEP]:
-            shutil.rmtree(old.path)
-    _barrier()
+
+    def begin() -> None:
+        if _rank() == 0:
+            shutil.rmtree(fresh, ignore_errors=True)
+            fresh.mkdir(parents=True)
+
+    def write() -> None:
+        try:
+            dcp.save(  # type: ignore[attr-defined]
+                state, checkpoint_id=str(fresh), no_dist=not dist.is_initialized()
+            )
+        except CheckpointException as error:  # PyTorch's writer loses the number of the system's error
+            full = says_full(str(error)) or not takes_a_file(folder)
+            raise OSError(errno.ENOSPC if full else 0, str(error)) from error
+
+    def commit() -> None:
+        nonlocal size
+        if _rank() == 0:
+            files = {path.name: _digest(path) for path in sorted(fresh.iterdir()) if path.is_file()}
+            size = sum(path.stat().st_size for path in fresh.iterdir())
+            record = {"step": step, "strategy": strategy, "validation_loss": validation, "files": files}
+            _write(fresh / "COMMIT", record)
+            _keep_best(folder, fresh, validation)
+            _replace(target, fresh)
+            for old in committed(folder)[:-KEEP]:
+                shutil.rmtree(old.path)
+
+    for act in (begin, write, commit):
+        _all_or_full(act, folder, fresh, target.name)
     return size
+
+
+def _all_or_full(act: Callable[[], None], folder: Path, fresh: Path, name: str) -> None:
+    """Raises DiskFull on every rank when one of them had no room."""
+    full = False
+    try:
+        act()
+    except OSError as error:
+        if not is_full(error):
+            raise
+        full = True
+    told = torch.tensor([float(full)])
+    if dist.is_initialized():
+        dist.all_reduce(told)
+    if told.item():
+        if _rank() == 0:
+            shutil.rmtree(fresh, ignore_errors=True)
+        raise DiskFull(f"no checkpoint was written to {name}: {words(folder)}")
 
 
 def committed(folder: Path, *, digests: bool = True) -> list[Commit]:
@@ -64,12 +106,11 @@ def committed(folder: Path, *, digests: bool = True) -> list[Commit]:
 
 def best(folder: Path) -> Commit | None:
     """The checkpoint with the lowest validation loss so far."""
-    record = _read(folder / "best" / "COMMIT")
-    return (
-        Commit(record["step"], record["strategy"], record["validation_loss"], folder / "best")
-        if record
-        else None
-    )
+    for name in ("best", "best.old"):  # the old one alone: killed while another was to take its place
+        record = _read(folder / name / "COMMIT")
+        if record is not None:
+            return Commit(record["step"], record["strategy"], record["validation_loss"], folder / name)
+    return None
 
 
 def load(path: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
@@ -81,7 +122,7 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
         set_optimizer_state_dict,
     )
 
-    state = _state(model, optimizer)
+    state = state_of(model, optimizer)
     dcp.load(  # type: ignore[attr-defined]
         state, checkpoint_id=str(path), no_dist=not dist.is_initialized()
     )
@@ -91,7 +132,22 @@ def load(path: Path, model: nn.Module, optimizer: Optimizer | None) -> None:
         set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
 
 
-def _state(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
+def spread(model: nn.Module, optimizer: Optimizer) -> None:
+    """Every rank takes rank 0's model and optimiser.  All ranks hold the whole of both, and all call it."""
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, set_optimizer_state_dict
+
+    state = state_of(model, optimizer)
+    for part in ("model", "optimizer"):
+        for _, value in sorted(state[part].items()):
+            if isinstance(value, torch.Tensor):
+                sent = value.to(device())  # a step's number lies on the CPU
+                dist.broadcast(sent, src=0)
+                value.copy_(sent)
+    options = StateDictOptions(flatten_optimizer_state_dict=True)
+    set_optimizer_state_dict(model, optimizer, state["optimizer"], options=options)
+
+
+def state_of(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
     from torch.distributed.checkpoint.state_dict import (
         StateDictOptions,
         get_model_state_dict,
@@ -105,17 +161,26 @@ def _state(model: nn.Module, optimizer: Optimizer | None) -> dict[str, Any]:
     return state
 
 
+def _replace(target: Path, fresh: Path) -> None:
+    """A kill in between leaves the old one under `old`, or both."""
+    old = target.with_name(f"{target.name.partition('-')[0]}.old")
+    if target.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        target.rename(old)
+    fresh.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
 def _keep_best(folder: Path, target: Path, validation: float | None) -> None:
     now = best(folder)
     if validation is None or (
         now is not None and now.validation_loss is not None and now.validation_loss <= validation
     ):
         return
-    fresh, kept = folder / "best.new", folder / "best"
+    fresh = folder / "best.new"
     shutil.rmtree(fresh, ignore_errors=True)
     shutil.copytree(target, fresh, copy_function=os.link)
-    shutil.rmtree(kept, ignore_errors=True)
-    fresh.rename(kept)
+    _replace(folder / "best", fresh)
 
 
 def _digest(path: Path) -> str:
@@ -146,8 +211,3 @@ def _read(path: Path, digests: bool = True) -> Any:
 
 def _rank() -> int:
     return dist.get_rank() if dist.is_initialized() else 0
-
-
-def _barrier() -> None:
-    if dist.is_initialized():
-        dist.all_reduce(torch.zeros(1))

@@ -5,7 +5,8 @@ The order of samples is a function of (seed, step, row), never of the rank, so a
 
 import hashlib
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ class Corpus:
     validation: npt.NDArray[np.int64]
     test: npt.NDArray[np.int64]
     vocab: int
+    token: Mapping[str, int] = field(default_factory=dict)  # of each character of the training part
 
 
 def load_corpus(uris: tuple[str, ...]) -> Corpus:
@@ -47,7 +49,7 @@ def load_corpus(uris: tuple[str, ...]) -> Corpus:
         )
 
     return Corpus(
-        stream(parts["train"]), stream(parts["validation"]), stream(parts["test"]), vocab=len(characters) + 1
+        stream(parts["train"]), stream(parts["validation"]), stream(parts["test"]), len(characters) + 1, token
     )
 
 

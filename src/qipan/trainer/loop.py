@@ -18,14 +18,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from qipan.errors import InvalidInput, QipanError
+from qipan.disk import is_full
+from qipan.errors import DiskFull, InvalidInput, QipanError
 from qipan.strategy import Strategy, parse_strategy
 from qipan.trainer import checkpoint
 from qipan.trainer.balance import WINDOW_S, Balance
 from qipan.trainer.data import Corpus, load_corpus, row_offsets, unigram_loss
 from qipan.trainer.device import device
+from qipan.trainer.fed_rows import FedRows
 from qipan.trainer.model import summed_loss as summed_loss
-from qipan.trainer.session import LEARNING_RATE, Session
+from qipan.trainer.session import LEARNING_RATE, Session, warm_up
 from qipan.trainer.sites.mailbox import own_address
 from qipan.trainer.sites.outer import Sites
 from qipan.trainer.world import World
@@ -34,6 +36,7 @@ from qipan.workload import Task
 
 WARM_UP_STEPS = 20
 PROGRESS_S = 0.5
+FULL_S = 2.0
 RESHAPE_S = 3.0  # expected before one was measured
 EVALUATION_ROWS = 16
 PARKED_BESIDE = 75
@@ -64,6 +67,7 @@ class Run:
         self.control = Path(os.environ["QIPAN_CONTROL"]) if "QIPAN_CONTROL" in os.environ else None
         self.events = os.environ.get("QIPAN_EVENTS")
         self.asked_to_stop = False
+        self._cut = False
         signal.signal(signal.SIGTERM, self._on_signal)
         torch.set_num_threads(1)
         site = strategy.site(self.site_id)
@@ -71,16 +75,15 @@ class Run:
         self.ordered = False  # a reshape can be done now
         self.left = False  # this process is no longer in the world
         self.board = WorldBoard(self.control.parent) if self.control is not None else None
+        self.corpus: Corpus = load_corpus(self.task.data)
+        self.fed = FedRows.of(self.task, self.corpus)
         if "QIPAN_WORKER" in os.environ:
-            assert self.board is not None
-            self.world = self.board.join(int(os.environ["QIPAN_WORKER"]), vendors)
-            strategy = self.board.order(0).strategy
+            strategy = self._join(int(os.environ["QIPAN_WORKER"]), vendors)
         else:
             self.world = World.from_environment(vendors)
             if self.board is not None and self.world.rank == 0:
                 self.board.put_address()
-        self.world.open()
-        self.corpus: Corpus = load_corpus(self.task.data)
+            self.world.open()
         assert self.task.model is not None
         spec = replace(self.task.model, vocab=self.task.model.vocab or self.corpus.vocab)
         self.session = Session(spec, strategy, self.site_id)
@@ -91,8 +94,25 @@ class Run:
         self.sites: Sites | None = None
         self.exit_code = 0
 
+    def _join(self, worker: int, vendors: int) -> Strategy:
+        """A new process says that it is there, and enters the world that was ordered."""
+        assert self.board is not None
+        order = self.board.order()
+        if order is None or worker not in order.members:
+            raise InvalidInput(f"worker {worker} is not named in {self.board.folder}/reshape.json")
+        warm_up()
+        self.board.ready(worker).touch()
+        self.world = World.joining(
+            worker, order.members, order.generation, *self.board.address(), vendors=vendors
+        )
+        self.world.open()
+        return order.strategy
+
     def train(self) -> None:
-        self._resume()
+        if self.world.generation:
+            self.session.receive()
+        else:
+            self._resume()
         start_s = round(time.time() - self.launched_s, 3)
         self._say("ready", start_s=start_s, step=self.session.step, steps=self.steps)
         if self.session.strategy.outer is not None and "QIPAN_ROUNDS" in os.environ:
@@ -122,9 +142,10 @@ class Run:
         """Train to the end.  Returns whether it was stopped before."""
         session = self.session
         finished = self.sites.turn() if self.sites is not None else session.step >= self.steps
-        if finished:
-            self._save()
+        if finished and not self._save():
+            raise DiskFull(f"no room for the last checkpoint in {self.folder}")
         saved_s = said_s = time.time()
+        first = True
         while not finished:
             began_s = time.time()
             rate = LEARNING_RATE * schedule(session.step, self.steps)
@@ -135,12 +156,20 @@ class Run:
                 self.sites.turn(now_s - began_s) if self.sites is not None else session.step >= self.steps
             )
             step = session.step
+            if first:
+                first = False
+                self._say("first_step", step=step, step_s=round(now_s - began_s, 4))
             if now_s - said_s >= PROGRESS_S or finished:
                 said_s = now_s
                 self._say_progress(loss, now_s - began_s, row_s)
             if due or stop or finished:
-                self._save()
+                kept = self._save()
                 saved_s = time.time()
+                while finished and not kept and not stop:  # what it came to is worth the wait for room
+                    time.sleep(FULL_S)
+                    _, stop, _, _ = self._agree(0.0, False)
+                    kept = self._save()
+                finished = finished and kept
             if stop and not finished:
                 self._say("parked", step=step)
                 if self.control is not None and not self.control.exists():
@@ -156,6 +185,11 @@ class Run:
     def _batch(self, step: int) -> Tensor:
         """This rank's rows of a step's global batch: (rows, seq + 1)."""
         strategy = self.session.strategy
+        if self.fed is not None:
+            self.fed.stream.leads = self.world.rank == 0
+            begin = step * strategy.global_batch_rows
+            own, end = self.session.own_rows()
+            return self.fed.rows(begin + own, begin + end, strategy.seq)
         offsets = row_offsets(
             strategy.seed, step, strategy.global_batch_rows, len(self.corpus.train), strategy.seq
         )
@@ -171,7 +205,7 @@ class Run:
         ranks = self.world.size
         told = torch.zeros(4 + 2 * ranks, dtype=torch.float64)
         told[0], told[1], told[2] = share, float(asked), float(due and rank == 0)
-        told[3] = float(self.board is not None and rank == 0 and self.board.waiting(self.world) > 0)
+        told[3] = float(rank == 0 and self._waiting() is not None)
         told[4 + rank], told[4 + ranks + rank] = session.watch.forward_s, session.watch.rows
         told = told.to(device())
         if dist.is_initialized():
@@ -185,6 +219,12 @@ class Run:
             row_s = [s / n if n else 0.0 for s, n in zip(seconds, rows, strict=True)]
             session.watch.clear()
         return values[0] / tokens, values[1] > 0, values[2] > 0, row_s
+
+    def _waiting(self) -> WorldOrder | None:
+        """Another strategy on other ranks, when it was ordered and whoever is new is there."""
+        return (
+            self.board.waiting(self.world.generation, self.world.members) if self.board is not None else None
+        )
 
     def _rebalance(self, row_s: list[float], step_s: float) -> None:
         """Unlike chips, or chips whose speed changed: other rows at once, other layers by a reshape when that pays."""
@@ -204,7 +244,10 @@ class Run:
         other = self.balance.layers(site, by_stage)
         if other is not None and step_s * (self.steps - session.step) * 0.05 > self.reshape_s:
             sites = tuple(other if one is site else one for one in session.strategy.sites)
-            self.reshape(replace(session.strategy, sites=sites))
+            try:
+                self.reshape(replace(session.strategy, sites=sites))
+            except DiskFull as error:  # it saves first: all is as before
+                self._say("unsaved", step=session.step, why=str(error))
 
     def reshape(self, strategy: Strategy) -> None:
         """Go on under another strategy in the same processes."""
@@ -217,23 +260,30 @@ class Run:
         )  # fmt: skip
 
     def _follow_orders(self) -> None:
-        """Another strategy on other ranks, when it was ordered and whoever is new is there: the same processes go on."""
+        """Another strategy on other ranks, when it was ordered: the same processes go on."""
         if self.board is None or not self.ordered:
             return
-        told: list[Any] = [self.board.order(self.world.generation) if self.world.rank == 0 else None]
+        told: list[Any] = [self._waiting() if self.world.rank == 0 else None]
         if dist.is_initialized():
             dist.broadcast_object_list(told)
-        order: WorldOrder = told[0]
+        order: WorldOrder | None = told[0]
+        if order is None:
+            return  # it was withdrawn meanwhile
         before, was_first = self.session.strategy, self.world.rank == 0
         try:
+            if self.sites is not None:
+                raise InvalidInput("a site's ranks do not change while it exchanges with others")
             devices = order.strategy.site(self.site_id).devices
             if devices != len(order.members):
                 raise InvalidInput(
                     f"the strategy is for {devices} devices, {len(order.members)} members are named"
                 )
+            if 0 not in order.members:
+                raise InvalidInput("worker 0 keeps the store of worlds and cannot leave")
             self.reshape_s = self.session.reshape(
-                order.strategy, self.folder, lambda: self.world.change(order.generation, order.members)
-            )
+                order.strategy, self.folder, lambda: self.world.change(order.generation, order.members),
+                newcomers=bool(set(order.members) - set(self.world.members)),
+            )  # fmt: skip
         except QipanError as error:
             self.board.refuse(order, str(error))
             self._say("refused", why=str(error))
@@ -246,18 +296,28 @@ class Run:
             )  # fmt: skip
         self.balance = Balance()
 
-    def _save(self) -> None:
+    def _save(self) -> bool:
+        """Whether there was room for it: else what was saved before stays, and training goes on."""
         began_s = time.time()
         validation = self._evaluate(self.corpus.validation)
         step = self.session.step
         self._say("validation", step=step, loss=round(validation, 4), seconds=round(time.time() - began_s, 3))
         began_s = time.time()
-        size = self.session.save(self.folder, validation)
+        try:
+            size = self.session.save(self.folder, validation)
+        except DiskFull as error:
+            self._say("unsaved", step=step, why=str(error))
+            return False
+        if self.fed is not None:
+            self.fed.stream.saved(step * self.session.strategy.global_batch_rows)
         if self.sites is not None and self.world.rank == 0:
             (self.folder / ROUNDS_DONE).write_text(str(self.sites.rounds_done))
         self._say("checkpoint", step=step, seconds=round(time.time() - began_s, 3), bytes=size)
+        return True
 
     def _finish(self) -> None:
+        if self.fed is not None:
+            self.fed.stream.close()
         kept = checkpoint.best(self.folder)
         assert kept is not None, "a run that ended has saved and validated"
         checkpoint.load(kept.path, self.session.layout.model, None)
@@ -305,10 +365,17 @@ class Run:
         if not leads:
             return  # each part of a site tells its own engine
         line = json.dumps({"event": event, "at_s": round(time.time(), 3), **values})
-        if self.events:
+        if not self.events:
+            print(line, flush=True)
+            return
+        try:
             with open(self.events, "a") as file:
-                file.write(line + "\n")
-        else:
+                file.write("\n" * self._cut + line + "\n")
+            self._cut = False
+        except OSError as error:
+            if not is_full(error):
+                raise
+            self._cut = True  # a part of the line may stand there: the next one begins anew
             print(line, flush=True)
 
     def _on_signal(self, _number: int, _frame: FrameType | None) -> None:

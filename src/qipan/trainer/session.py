@@ -9,9 +9,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
-from qipan.strategy import Strategy, check_strategy
+from qipan.strategy import SiteStrategy, Stage, Strategy, check_strategy
 from qipan.trainer import checkpoint
 from qipan.trainer.device import device
 from qipan.trainer.layout import Layout, build, check_layout
@@ -102,24 +103,75 @@ class Session:
         self.step = found[-1].step
         return found[-1]
 
-    def reshape(self, strategy: Strategy, folder: Path, regroup: Callable[[], bool] | None = None) -> float:
-        """Save, take the new strategy, load, go on in the same processes.  `regroup` makes the world of ranks anew between
-        the two and says whether this rank is still in it.  Refused strategies change nothing.  Returns seconds."""
+    def reshape(
+        self,
+        strategy: Strategy,
+        folder: Path,
+        regroup: Callable[[], bool] = lambda: True,
+        *,
+        newcomers: bool = False,
+    ) -> float:
+        """Take the new strategy and go on in the same processes.  `regroup` makes the world of ranks anew and says whether
+        this rank is still in it; `newcomers`: processes in it that were not in the one before call `receive`.  Where each rank
+        holds the whole model before and after, it stays in memory; else it is saved and loaded.  Refused strategies change
+        nothing.  Returns seconds."""
         began_s = time.perf_counter()
         check_strategy(strategy)
         site = strategy.site(self.site_id)
         check_layout(site, strategy.seq, self.spec, site.devices)
-        self.save(folder)
-        step = self.step
+        step, kept = self.step, None
+        if _whole(self.site) and _whole(site):
+            kept = self.layout.model.state_dict(), self.optimizer.state_dict()
+        else:
+            self.save(folder)
         del self.layout, self.optimizer, self.watch
-        if regroup is not None and not regroup():
+        if not regroup():
             return time.perf_counter() - began_s
         self._open(strategy)
-        newest = checkpoint.committed(folder, digests=False)[-1]
-        assert newest.step == step
-        checkpoint.load(newest.path, self.layout.model, self.optimizer)
         self.step = step
+        saved: Path | None = None
+        if kept is not None:
+            self.layout.model.load_state_dict(kept[0])
+            self.optimizer.load_state_dict(kept[1])
+        else:
+            newest = checkpoint.committed(folder, digests=False)[-1]
+            assert newest.step == step
+            saved = newest.path
+        if newcomers:
+            self._meet(saved)
+        if saved is not None:
+            checkpoint.load(saved, self.layout.model, self.optimizer)
         return time.perf_counter() - began_s
+
+    def receive(self) -> None:
+        """The part of a process that is new in a world whose others `reshape`."""
+        path = self._meet(None)
+        if path is not None:
+            checkpoint.load(path, self.layout.model, self.optimizer)
+
+    def _meet(self, saved: Path | None) -> Path | None:
+        """Rank 0 tells where the state is and at which step; when it is nowhere but in memory, it is sent to all."""
+        told: list[tuple[int, Path | None]] = [(self.step, saved)]
+        dist.broadcast_object_list(told)
+        self.step, path = told[0]
+        if path is None:
+            checkpoint.spread(self.layout.model, self.optimizer)
+        return path
+
+
+def _whole(site: SiteStrategy) -> bool:
+    """Whether each rank holds the whole model and the whole state of its optimiser."""
+    first = site.stages[0]
+    return len(site.stages) == 1 and not site.zero and first.tp == first.ep == 1
+
+
+def warm_up() -> None:
+    """What a process does once (imports, first passes) is done before others wait for it."""
+    tiny = Model("warm-up", 1, 16, 1, 1, 16, 16, 16, tied_embeddings=True)
+    stage = Stage("any", ((0, 1),), rows_per_dp=(1,))
+    session = Session(tiny, Strategy(0, 8, 1, (SiteStrategy("here", (stage,)),)))
+    session.train(torch.zeros((1, 9), dtype=torch.long), 0.0)
+    checkpoint.state_of(session.layout.model, session.optimizer)
 
 
 class Watch:

@@ -64,10 +64,10 @@ def read_source(folder: Path) -> list[Sample]:
     tars = sorted(folder.glob("*.tar"))
     if not tars:
         raise InvalidInput(f"{folder}: has no .tar; make shards of KEY.txt, KEY.png, KEY.wav, KEY.y4m")
-    return [sample for tar in tars for sample in _read_index(tar)]
+    return [sample for tar in tars for sample in read_index(tar)]
 
 
-def _read_index(tar: Path) -> list[Sample]:
+def read_index(tar: Path) -> list[Sample]:
     path = tar.with_suffix(".index.json")
     if not path.exists():
         write_index(tar)
@@ -138,7 +138,7 @@ class Reader:
             self.read += 1
             try:
                 if further:
-                    data = _bytes_of(sample)
+                    data = bytes_of(sample)
                 if isinstance(data, OSError):
                     raise data
                 return {"key": sample.key, **{KINDS[name]: decode(name, body) for name, body in data.items()}}
@@ -209,7 +209,7 @@ DECODERS: dict[str, Callable[[bytes], Any]] = {
 }
 
 
-def _bytes_of(sample: Sample) -> dict[str, bytes]:
+def bytes_of(sample: Sample) -> dict[str, bytes]:
     with sample.tar.open("rb") as file:
         found = {}
         for name, at, size in sample.parts:
@@ -255,7 +255,7 @@ class _Ahead:
                     return
             data: dict[str, bytes] | OSError
             try:
-                data = _bytes_of(sample)
+                data = bytes_of(sample)
             except OSError as error:
                 data = error
             with self._changed:

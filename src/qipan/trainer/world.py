@@ -7,7 +7,6 @@ from typing import Any
 
 import torch.distributed as dist
 
-from qipan.errors import Infeasible
 from qipan.trainer.device import backend
 from qipan.trainer.layout import forget_groups
 
@@ -67,9 +66,8 @@ class World:
         )  # fmt: skip
 
     def change(self, generation: int, members: Sequence[int]) -> bool:
-        """Leave this world for the next.  False when this process is not in it.  Raises Infeasible."""
-        if 0 not in members:
-            raise Infeasible("worker 0 keeps the store and cannot leave; restart from the checkpoint instead")
+        """Leave this world for the next.  False when this process is not in it."""
+        assert 0 in members, "worker 0 keeps the store"
         self.close()
         self.generation, self.members = generation, sorted(members)
         if self.worker not in members:

@@ -2,17 +2,19 @@
 
 `world.json` (written by worker 0): where worlds are agreed. `reshape.json` (written by whoever orders): the next generation,
 its strategy and members. `worker-N.ready`: a new process has done its imports and waits to be taken in.
+
+Engines write here, trainers read: nothing here needs torch.
 """
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import msgspec
 
 from qipan.strategy import Strategy
-from qipan.trainer.world import World
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,32 +33,40 @@ class WorldBoard:
         part.write_bytes(msgspec.json.encode(order))
         part.rename(self.folder / "reshape.json")
 
-    def order(self, after: int) -> WorldOrder:
-        order = msgspec.json.decode((self.folder / "reshape.json").read_bytes(), type=WorldOrder)
-        assert order.generation > after, "orders count upward"
-        return order
+    def withdraw(self) -> None:
+        """No order stands; one that is being carried out is carried out."""
+        (self.folder / "reshape.json").unlink(missing_ok=True)
 
-    def waiting(self, world: World) -> int:
-        """The generation that is ordered and can be made now; 0 for none."""
-        path = self.folder / "reshape.json"
-        if not path.exists():
-            return 0
-        order = msgspec.json.decode(path.read_bytes(), type=WorldOrder)
-        new = set(order.members) - set(world.members)
-        ready = all((self.folder / f"worker-{worker}.ready").exists() for worker in new)
-        refused = (self.folder / f"refused-{order.generation}").exists()
-        return order.generation if order.generation > world.generation and ready and not refused else 0
+    def order(self) -> WorldOrder | None:
+        try:
+            body = (self.folder / "reshape.json").read_bytes()
+        except FileNotFoundError:
+            return None
+        return msgspec.json.decode(body, type=WorldOrder)
+
+    def waiting(self, generation: int, members: Sequence[int]) -> WorldOrder | None:
+        """What is ordered after this generation of these members, and can be done now."""
+        order = self.order()
+        if order is None or order.generation <= generation or self.refusal(order.generation):
+            return None
+        new = set(order.members) - set(members)
+        return order if all(self.ready(worker).exists() for worker in new) else None
+
+    def ready(self, worker: int) -> Path:
+        return self.folder / f"worker-{worker}.ready"
 
     def refuse(self, order: WorldOrder, why: str) -> None:
         (self.folder / f"refused-{order.generation}").write_text(why)
+
+    def refusal(self, generation: int) -> str:
+        path = self.folder / f"refused-{generation}"
+        return path.read_text() or "refused" if path.exists() else ""
 
     def put_address(self) -> None:
         told = {"address": os.environ.get("MASTER_ADDR", ""), "port": int(os.environ.get("MASTER_PORT", "0"))}
         (self.folder / "world.json").write_text(json.dumps(told))
 
-    def join(self, worker: int, vendors: int) -> World:
-        """The next world, for a process that is new in it."""
-        order = self.order(0)
+    def address(self) -> tuple[str, int]:
+        """Where worker 0 keeps the store of worlds."""
         told = json.loads((self.folder / "world.json").read_text())
-        (self.folder / f"worker-{worker}.ready").touch()
-        return World.joining(worker, order.members, order.generation, told["address"], told["port"], vendors)
+        return told["address"], told["port"]

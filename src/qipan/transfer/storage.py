@@ -15,6 +15,7 @@ from qipan.errors import InvalidInput, NotAllowed, OverLimit, Unreachable
 from qipan.hardware import Storage
 from qipan.staging import CHUNK_BYTES, ChunkId, Manifest, StagedFile, checked, outdated, unnamed
 from qipan.transfer.parallel import in_parallel
+from qipan.transfer.reading import HttpReader
 
 WORKERS = 8
 LIMIT_S = 30.0
@@ -42,6 +43,7 @@ def open_storage(storage: Storage) -> "ContentStorage":
             f"storage {storage.storage_id}: no option {unknown[0]!r} for {scheme}; there are {', '.join(allowed) or 'none'}"
         )
     store: Any
+    reader = None
     if scheme == "file":
         folder = Path(url.removeprefix("file://"))
         if not folder.is_absolute():
@@ -65,7 +67,14 @@ def open_storage(storage: Storage) -> "ContentStorage":
         if "ca_file" in options:
             client["root_certificate"] = Path(options["ca_file"]).read_text()
         store = HTTPStore.from_url(url, client_options=client, retry_config=retry)  # type: ignore[arg-type]
-    return ContentStorage(storage.storage_id, store, storage.capacity_bytes)
+        reader = HttpReader(
+            storage.storage_id,
+            url,
+            client.get("default_headers", {}),
+            Path(options["ca_file"]) if "ca_file" in options else None,
+            LIMIT_S,
+        )
+    return ContentStorage(storage.storage_id, store, storage.capacity_bytes, reader)
 
 
 def _credentials(path: Path) -> dict[str, str]:
@@ -84,8 +93,11 @@ class Published:
 class ContentStorage:
     """Calls raise Unreachable, NotAllowed.  One process writes to a storage; many read."""
 
-    def __init__(self, storage_id: str, store: Any, capacity_bytes: int = 0) -> None:
+    def __init__(
+        self, storage_id: str, store: Any, capacity_bytes: int = 0, reader: HttpReader | None = None
+    ) -> None:
         self.storage_id, self._store, self._capacity_bytes = storage_id, store, capacity_bytes
+        self._reader = reader
 
     def manifest(self, name: str) -> Manifest | None:
         """Raises InvalidInput when it would write outside its folder."""
@@ -97,6 +109,9 @@ class ContentStorage:
         import obstore
 
         try:
+            if self._reader is not None:
+                yield from self._reader.pieces(_path(chunk))
+                return
             found = self._calling(lambda: obstore.get(self._store, _path(chunk)))
         except FileNotFoundError:
             raise Unreachable(

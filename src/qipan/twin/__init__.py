@@ -1,6 +1,6 @@
 """The digital twin: the real controllers, a manual clock, simulated engines."""
 
-from qipan.twin.check import Violation, check_end, check_world
+from qipan.twin.check import Violation, check_changes, check_end, check_world
 from qipan.twin.world import (
     Faults,
     Happening,
@@ -21,6 +21,7 @@ __all__ = [
     "arrivals",
     "back_up",
     "build_world",
+    "check_changes",
     "check_end",
     "check_world",
     "crash",

@@ -8,68 +8,183 @@
 4  nothing is lost: a submitted task is live at the board where it was submitted, or over there
 5  no storage overflows: the checkpoints of what runs at an engine fit its space, and its rate
 6  tasks of a tenant that are kept apart never run at one engine at a time
+7  a replica of a service is lent when its forecast does not ask for it, and only then
 """
 
+from collections import Counter
+from dataclasses import dataclass, field
 from itertools import pairwise
 
+from qipan.controller import Controller
+from qipan.curves import Need
 from qipan.engines.simulated import SimulatedEngine
+from qipan.engines.simulated_lease import SimulatedLease
 from qipan.hardware import BoardId, ChipClassId
-from qipan.leases import TaskId
+from qipan.leases import Order, Room, TaskId
 from qipan.ledger import check_balances
-from qipan.scheduler import Phase
+from qipan.scheduler import Phase, State
 from qipan.twin.world import World
+
+#: steps after which `check_changes` looks at everything
+WHOLE_EVERY = 1000
 
 
 class Violation(AssertionError):
     pass
 
 
+@dataclass(frozen=True, slots=True)
+class Held:
+    """A lease at an engine as it was seen last; `attempt`: None while nothing runs in it."""
+
+    needs: tuple[Need, ...]
+    attempt: int | None
+    order: Order
+
+
+@dataclass(slots=True)
+class Seen:
+    """What the last check saw at a board's engine.  `read`: of the changes that the engine told; `used`: chip class -> devices held;
+    `words`: (tenant, word of `limits.apart`) -> tasks that run."""
+
+    controller: Controller
+    changes: int = -1
+    tick: int = -1
+    read: int = 0
+    held: dict[TaskId, Held] = field(default_factory=dict)
+    used: Counter[ChipClassId] = field(default_factory=Counter)
+    words: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+    def forget(self, task_id: TaskId) -> bool:
+        """Whether it ran."""
+        before = self.held.pop(task_id, None)
+        if before is None:
+            return False
+        for need in before.needs:
+            self.used[need.chip_class] -= need.devices
+        if before.attempt is not None and before.order.apart:
+            self.words[before.order.tenant, before.order.apart] -= 1
+        return before.attempt is not None
+
+    def note(self, task_id: TaskId, now: Held) -> None:
+        self.held[task_id] = now
+        for need in now.needs:
+            self.used[need.chip_class] += need.devices
+        if now.attempt is not None and now.order.apart:
+            self.words[now.order.tenant, now.order.apart] += 1
+
+
 def check_world(world: World) -> None:
-    """Boards at whose engine nothing changed since the last check hold what they held."""
-    changed = []
+    """Everything at boards where anything changed since the last check."""
+    _check(world, whole=True)
+
+
+def check_changes(world: World) -> None:
+    """The same invariants for the tasks that changed since the last check: those that the engine told of, and those that the board's last
+    tick touched.  Every WHOLE_EVERY steps for all, counted from the engines anew; that these told of all that changed is checked then."""
+    _check(world, whole=world.steps % WHOLE_EVERY == 0)
+
+
+def _check(world: World, *, whole: bool) -> None:
+    _check_hours(world)
+    looked: list[tuple[BoardId, SimulatedEngine, State, Seen, dict[TaskId, Held]]] = []
     for board, engine in sorted(world.tree.engines.items()):
         assert isinstance(engine, SimulatedEngine)
         controller = world.tree.controllers[board]
-        now = (engine.changes, controller, controller.state.tick)
-        if world.checked.get(board) != now:
-            world.checked[board] = now
-            changed.append((board, engine, controller.state))
-            for task_id in world.runs.pop(board, ()):
+        state, seen = controller.state, world.seen.get(board)
+        if seen is None:
+            seen = world.seen[board] = Seen(controller)
+        ticks = state.tick - seen.tick
+        follows = seen.controller is controller and 0 <= ticks <= 1
+        if follows and ticks == 0 and engine.changes == seen.changes and world.steps % WHOLE_EVERY:
+            continue
+        told = {*engine.changed[seen.read :]}
+        now = engine.held()
+        if whole or not follows:
+            fresh = {task_id: _held(now[task_id]) for task_id in now}
+            _check_told(board, seen, fresh, told)
+            looked_at = {*seen.held, *fresh}
+        else:
+            looked_at = told | {*state.tasks.touched} if ticks else told
+            fresh = {task_id: _held(now[task_id]) for task_id in looked_at if task_id in now}
+        for task_id in looked_at:
+            if seen.forget(task_id):
                 world.runs_at.pop(task_id, None)
-    for board, engine, state in changed:
-        for chip_class, free in engine.free().items():
-            if free < 0:
-                raise Violation(
-                    f"{board}: {-free} devices of {chip_class} are held twice at {world.clock.now_s()} s"
-                )
-        _check_conditions(board, engine)
-        running = world.runs[board] = engine.running()
-        for task_id, (attempt, needs) in running.items():
+        seen.controller, seen.changes, seen.tick, seen.read = controller, engine.changes, state.tick, len(engine.changed)  # fmt: skip
+        if whole or not follows:
+            seen.used.clear()
+            seen.words.clear()
+        looked.append((board, engine, state, seen, fresh))
+    for board, engine, state, seen, fresh in looked:
+        for task_id, held in fresh.items():
+            seen.note(task_id, held)
+        _check_engine(world, board, engine, seen)
+        for task_id, held in fresh.items():
+            if held.attempt is None:
+                continue
             other = world.runs_at.setdefault(task_id, board)
             if other != board:
-                raise Violation(f"{task_id} runs at {other} and at {board} (attempt {attempt})")
+                raise Violation(f"{task_id} runs at {other} and at {board} (attempt {held.attempt})")
             task = state.tasks.get(task_id)
             if task is None or task.phase is not Phase.RUNNING:
                 continue
-            if all(point.needs != needs for point in task.order.curve.points):
-                raise Violation(f"{task_id} holds {needs} at {board}, which is no point of its curve")
+            if all(point.needs != held.needs for point in task.order.curve.points):
+                raise Violation(f"{task_id} holds {held.needs} at {board}, which is no point of its curve")
 
 
-def _check_conditions(board: BoardId, engine: SimulatedEngine) -> None:
-    words: set[tuple[str, str]] = set()
-    space_bytes, rate, room = 0, 0.0, engine.room
-    for task_id, (_, needs) in engine.running().items():
-        order = engine.order_of(task_id)
-        if order.apart and (order.tenant, order.apart) in words:
-            raise Violation(f"{board}: two tasks of {order.tenant} with `apart: {order.apart}` run")
-        words.add((order.tenant, order.apart))
-        if room is not None:
-            points = [point for point in order.curve.points if point.needs == needs]
-            space_bytes += min((point.storage_bytes for point in points), default=0)
-            rate += min((point.storage_bytes_per_s for point in points), default=0.0)
-    if room is not None and room.space_bytes and space_bytes > room.space_bytes:
+def _check_hours(world: World) -> None:
+    """At the board where services were submitted, whenever it decided; a second is left for it to be woken."""
+    root, now_s = world.tree.root, world.clock.now_s()
+    if world.services and world.checked.get(root.board) != (root, root.state.tick):
+        world.checked[root.board] = (root, root.state.tick)
+        for task_id, hours in world.services.items():
+            task = root.state.tasks.get(task_id)
+            if task is None or hours.wanted(now_s) is not hours.wanted(now_s - 1.0):
+                continue
+            allowed = (Phase.LENT, Phase.STOPPING, Phase.PARKED)
+            if task.phase is Phase.LENT if hours.wanted(now_s) else task.phase not in allowed:
+                raise Violation(f"{task_id} is {task.phase} at {now_s} s: {hours}")
+
+
+def _held(lease: SimulatedLease) -> Held:
+    return Held(lease.needs, lease.attempt if lease.point is not None else None, lease.order)
+
+
+def _check_told(board: BoardId, seen: Seen, now: dict[TaskId, Held], told: set[TaskId]) -> None:
+    """A check of what changed sees all only where the engine told of it."""
+    untold = [task_id for task_id in {*seen.held, *now} - told if seen.held.get(task_id) != now.get(task_id)]
+    if untold:
+        raise Violation(f"{board}: its engine did not tell that {sorted(untold)} changed")
+
+
+def _check_engine(world: World, board: BoardId, engine: SimulatedEngine, seen: Seen) -> None:
+    devices = engine.devices()
+    for chip_class, used in seen.used.items():
+        if used > devices[chip_class]:
+            raise Violation(
+                f"{board}: {used - devices[chip_class]} devices of {chip_class} are held twice at {world.clock.now_s()} s"
+            )
+    for (tenant, word), tasks in seen.words.items():
+        if tasks > 1:
+            raise Violation(f"{board}: {tasks} tasks of {tenant} with `apart: {word}` run")
+    if engine.room is not None:
+        _check_storage(board, engine.room, seen)
+
+
+def _check_storage(board: BoardId, room: Room, seen: Seen) -> None:
+    space_bytes, rate = 0, 0.0
+    for task_id, held in seen.held.items():
+        if held.attempt is None:
+            continue
+        order = held.order
+        points = [point for point in order.curve.points if point.needs == held.needs]
+        space_bytes += min((point.storage_bytes for point in points), default=0)
+        if not 1.0 <= order.checkpoint_longer <= max(1.0, order.checkpoint_longer_max):
+            raise Violation(f"{task_id}: its checkpoints lie {order.checkpoint_longer} times as far apart")
+        rate += min((point.storage_bytes_per_s for point in points), default=0.0) / order.checkpoint_longer
+    if room.space_bytes and space_bytes > room.space_bytes:
         raise Violation(f"{board}: checkpoints need {space_bytes} bytes of {room}")
-    if room is not None and room.write_bytes_per_s and rate > room.write_bytes_per_s * (1 + 1e-9):
+    if not room.writes(rate):
         raise Violation(f"{board}: checkpoints need {rate} bytes/s of {room}")
 
 
@@ -80,8 +195,9 @@ def check_end(world: World, submitted: set[TaskId]) -> None:
     missing = submitted - set(over) - set(world.tree.root.state.tasks) - world.gone
     if missing:
         raise Violation(f"lost: {sorted(missing)}")
-    finished = [task for board in sorted(world.tree.engines) for task in world.simulated(board).finished]
-    twice = sorted({task for task in finished if finished.count(task) > 1 + _repeats(world, task)})
+    finished = Counter(task for board in world.tree.engines for task in world.simulated(board).finished)
+    often = [task for task, times in sorted(finished.items()) if times > 1]
+    twice = [task for task in often if finished[task] > 1 + _repeats(world, task)]
     if twice:
         raise Violation(f"done twice: {twice}")
     _check_overlap(world)

@@ -1,7 +1,6 @@
 """How long starts and stops really take, and how fast work goes on, against the plan: read from what real engines reported, so
 that the twin's simulated engines do as they did.  By the curve's source, for own scripts and the built-in trainer differ by far."""
 
-import json
 import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
@@ -25,10 +24,11 @@ Shares = dict[str, list[float]]
 
 def fitted(stores: Sequence[Store], base: Behaviour = Behaviour()) -> Behaviour:  # noqa: B008  (frozen)
     """`stores`: of a tree's boards, the topmost among them; `base` where nothing was recorded.  Medians of measured over planned: start,
-    launch to first useful step; stop, order to exit; pace, work done over the time from the first useful step to the last report."""
+    launch to first useful step; stop, order to exit; pace, work done over the time from the first useful step to the last report.  Processes go on at another point if any did."""
     starts: Shares = defaultdict(list)
     stops: Shares = defaultdict(list)
     paces: Shares = defaultdict(list)
+    in_place = base.in_place
     for task_id in _tasks(stores):
         curve = _curve(stores, task_id)
         if curve is None:
@@ -41,12 +41,14 @@ def fitted(stores: Sequence[Store], base: Behaviour = Behaviour()) -> Behaviour:
             span_s = last.usage.until_s - first.usage.until_s
             if span_s > 0 and last.done_s > first.done_s:
                 paces[curve.source].append((last.done_s - first.done_s) / span_s / point.rate)
+        in_place = in_place or any(fact.in_place for fact in exits.values())
         stops[curve.source] += _stops(stores, task_id, curve, exits.values())
     return replace(
         base,
         start_share={**base.start_share, **_medians(starts)},
         stop_share={**base.stop_share, **_medians(stops)},
         pace_share={**base.pace_share, **_medians(paces)},
+        in_place=in_place,
     )
 
 
@@ -79,18 +81,10 @@ def _reports(stores: Iterable[Store], task_id: TaskId) -> dict[int, list[TaskPro
         facts = [fact_of(body) for _, _, body in store.facts_of(task_id, ("task_progress",))]
         own: dict[int, list[TaskProgress]] = {}
         for fact in facts:
-            if isinstance(fact, TaskProgress) and (fact.attempt in own or _event(fact.detail) in READY):
+            if isinstance(fact, TaskProgress) and (fact.attempt in own or fact.said().get("event") in READY):
                 own.setdefault(fact.attempt, []).append(fact)
         found = {**own, **found}  # each board keeps the same reports
     return found
-
-
-def _event(detail: str) -> str:
-    try:
-        told = json.loads(detail)
-    except ValueError:
-        return ""
-    return str(told.get("event", "")) if isinstance(told, dict) else ""
 
 
 def _stops(
@@ -98,7 +92,9 @@ def _stops(
 ) -> list[float]:
     """Each ordered stop with the exit that followed it."""
     ended = sorted(
-        (fact.usage.until_s, fact.usage.point_id) for fact in exits if fact.outcome in ("resized", "parked")
+        (fact.usage.until_s, fact.usage.point_id)
+        for fact in exits
+        if fact.outcome in ("resized", "parked") and not fact.in_place
     )
     shares = []
     for store in stores:

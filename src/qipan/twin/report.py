@@ -6,6 +6,7 @@ from typing import Any
 from qipan.hardware import BoardId
 from qipan.leases import Order, TaskId
 from qipan.scheduler.why import why_waiting
+from qipan.twin.electricity import Electricity, leaves
 from qipan.twin.world import World
 
 #: seconds of one value of the utilisation series
@@ -85,10 +86,26 @@ def figures(
     }
 
 
+def add_electricity(report: dict[str, Any], world: World, electricity: Electricity) -> None:
+    """What was drawn while devices were leased, and what that cost, of each data centre and in all."""
+    drawn = {}
+    for above, spec in leaves(world.tree.spec):
+        lives = [
+            (chip, count, start_s, end_s)
+            for _, _, chip, count, start_s, end_s in world.simulated(spec.board).lifetimes
+        ]
+        drawn[spec.board] = electricity.drawn(above, lives)
+    for row in report["clusters"]:
+        kwh, micro_cny = drawn[row["cluster"]]
+        row["electricity_kwh"], row["electricity_cny"] = round(kwh, 1), round(micro_cny / 1e6, 2)
+    report["figures"]["electricity_kwh"] = round(sum(kwh for kwh, _ in drawn.values()), 1)
+    report["figures"]["electricity_cny"] = round(sum(micro for _, micro in drawn.values()) / 1e6, 2)
+
+
 def why_of(world: World, task_id: TaskId) -> dict[str, Any]:
     """As `qipan why` tells it: the decisions of every board until now, and what the task waits for."""
     told = [
-        {"at_s": at_s, "board": board, "verdict": verdict, "text": text}
+        {"at_s": at_s, "board": board, "verdict": verdict, "text": text, "task_id": task_id}
         for board, controller in world.tree.controllers.items()
         for at_s, verdict, text in controller.store.reasons_of(task_id)
     ]

@@ -1,7 +1,7 @@
 """A scenario file: a site, arrivals and faults, run in the twin.
 
 site: qipan.yaml-like tree (engine simulated) under `site:`
-scenario: {hours, tasks, speeds, mean_work, tide, policy, trace, kills, crashes, lose, outages, partitions}
+scenario: {hours, tasks, speeds, mean_work, tide, policy, trace, services, kills, crashes, lose, outages, partitions, electricity, watts, topology}
 """
 
 import math
@@ -16,11 +16,15 @@ from qipan.engines.simulated import Behaviour
 from qipan.errors import InvalidInput, NotFound
 from qipan.hardware import BoardId, ChipClassId
 from qipan.leases import Order, TaskId
-from qipan.quantities import parse_duration_s
+from qipan.quantities import format_duration, parse_duration_s
 from qipan.scheduler import Settings
 from qipan.scheduler.policies import OBJECTIVES, objective_of
-from qipan.twin.check import check_end, check_world
-from qipan.twin.report import report_of, why_of
+from qipan.store import Store
+from qipan.twin import snapshot as snapshots
+from qipan.twin.check import check_changes, check_end
+from qipan.twin.electricity import Electricity, parse_electricity
+from qipan.twin.report import add_electricity, report_of, why_of
+from qipan.twin.services import Service, dearest_tariff, read_services, replicas_of, service_row
 from qipan.twin.trace import trace_orders
 from qipan.twin.world import (
     Faults,
@@ -38,7 +42,7 @@ from qipan.workload.site import Site, parse_site
 
 KEYS = (
     "hours", "tasks", "speeds", "mean_work", "kills", "crashes", "lose", "policy", "tide", "trace", "outages",
-    "partitions",
+    "partitions", "electricity", "watts", "topology", "services",
 )  # fmt: skip
 SCALING = 0.9  # a synthetic task's rate grows with devices to this power
 
@@ -70,6 +74,10 @@ class Scenario:
     trace: Path | None = None
     outages: tuple[Disturbance, ...] = ()
     partitions: tuple[Disturbance, ...] = ()
+    electricity: Electricity | None = None
+    topology: bool = False
+    services: tuple[Service, ...] = ()
+    lends: bool = True  # False: services hold their peaks at all hours (for comparing)
 
 
 def load_scenario(path: Path) -> Scenario:
@@ -107,7 +115,28 @@ def load_scenario(path: Path) -> Scenario:
         _disturbances(fields["partitions"], {board.board for board in site.root.walk()} - {site.root.board})
         if "partitions" in fields
         else (),
+        parse_electricity(fields["electricity"], site.root, _watts(fields.get("watts"), site))
+        if "electricity" in fields
+        else None,
+        fields["topology"].boolean() if "topology" in fields else False,
+        read_services(fields["services"], site) if "services" in fields else (),
     )
+
+
+def _watts(value: Value | None, site: Site) -> dict[str, float]:
+    """As the scenario says, else as the catalogue does."""
+    from qipan.catalogue import site_catalogue
+
+    known = site_catalogue()
+    found = {}
+    for pool in site.pools():
+        chip = known.chips.get(ChipClassId(pool.chip_class.lower()))
+        if chip is not None and chip.power_w is not None:
+            found[str(pool.chip_class)] = chip.power_w.value
+    if value is not None:
+        for chip_class, watts in value.mapping().items():
+            found[chip_class] = float(watts.whole(1, 1_000_000))
+    return found
 
 
 def _disturbances(value: Value, boards: set[BoardId]) -> tuple[Disturbance, ...]:
@@ -136,14 +165,26 @@ def _share(value: Value) -> float:
     return share
 
 
-def run_scenario(path: Path, seed: int, policy: str | None = None) -> dict[str, Any]:
-    """Run to the end of all tasks, invariants checked after every step.  The report's figures are of the run."""
-    scenario = load_scenario(path)
+def run_scenario(
+    path: Path,
+    seed: int,
+    policy: str | None = None,
+    *,
+    start_from: Path | None = None,
+    snapshot_at_s: float | None = None,
+    snapshot: Path | None = None,
+    lends: bool = True,
+) -> dict[str, Any]:
+    """Run to the end of all tasks, invariants checked after every step.  The report's figures are of the run.  `start_from`: a
+    snapshot, whose seed goes on; at `snapshot_at_s` one is written to `snapshot`.  `lends`: services lend what their forecasts do not ask for."""
+    scenario = replace(load_scenario(path), lends=lends)
     if policy is not None:
         objective_of(policy)
         scenario = replace(scenario, policy=policy)
-    world, orders = make_world(scenario, seed)
-    finished: dict[TaskId, float] = {}
+    begun = snapshots.load(start_from) if start_from is not None else None
+    seed = begun.seed if begun is not None else seed
+    world, orders = make_world(scenario, seed) if begun is None else _go_on(scenario, begun)
+    finished: dict[TaskId, float] = {**begun.finished} if begun is not None else {}
 
     def watch(world: World) -> None:
         over = world.tree.root.state.over
@@ -151,11 +192,51 @@ def run_scenario(path: Path, seed: int, policy: str | None = None) -> dict[str, 
             for task_id in over:
                 finished.setdefault(task_id, world.clock.now_s())
 
-    world.after_step += [check_world, watch]
+    world.after_step += [check_changes, watch]
+    if snapshot is not None:
+        assert snapshot_at_s is not None
+        if snapshot_at_s < world.clock.now_s():
+            raise InvalidInput(f"{format_duration(snapshot_at_s)} is before the snapshot that it starts from")
+        world.run(until_s=snapshot_at_s)
+        snapshots.save(snapshot, world, seed, snapshot_at_s, orders, finished)
     world.run(until_s=scenario.hours * 3600 * 50)
     check_end(world, {order.task_id for order in orders})
-    told = report_of(world, orders, finished, scenario.hours)
+    told = report_of(world, [order for order in orders if order.hours is None], finished, scenario.hours)
+    if scenario.services:
+        add_services(told, world, scenario)
+    if scenario.electricity is not None:
+        add_electricity(told, world, scenario.electricity)
     return {"scenario": str(path), "seed": seed, "policy": scenario.policy, **told}
+
+
+def add_services(report: dict[str, Any], world: World, scenario: Scenario) -> None:
+    """A row for each service, and the share of the replica-hours that forecasts ask for in which the replicas stood."""
+    lives = [
+        (board, *life) for board in sorted(world.tree.engines) for life in world.simulated(board).lifetimes
+    ]
+    rows = [service_row(service, lives, scenario.hours * 3600) for service in scenario.services]
+    report["services"] = rows
+    asked_h = sum(row["replica_hours_asked"] for row in rows)
+    report["figures"]["service_hours_served"] = round(
+        sum(row["replica_hours_served"] for row in rows) / max(asked_h, 1e-9), 4
+    )
+    report["figures"]["device_hours_lent"] = round(sum(row["device_hours_lent"] for row in rows), 1)
+
+
+def _go_on(scenario: Scenario, begun: snapshots.Snapshot) -> tuple[World, list[Order]]:
+    """The world of the snapshot, with what the scenario has happen later."""
+    snapshots.check_fits(begun, scenario.site.root, _orders_of(scenario, begun.seed))
+    world, orders = make_world(scenario, begun.seed, begun)
+    at_s = begun.at_s
+    world.happenings = [happening for happening in world.happenings if happening.at_s > at_s]
+    for board, saved in begun.engines.items():
+        world.simulated(board).go_on(saved)
+    for controller in world.tree.controllers.values():
+        controller.state.settings = world.tree.settings
+    for cut in scenario.partitions:
+        if cut.at_s <= at_s < cut.at_s + cut.for_s:
+            cut_off(cut.board, cut.at_s, cut.for_s)[0].act(world)
+    return world, orders
 
 
 def why_in_scenario(
@@ -173,8 +254,10 @@ def why_in_scenario(
     return why_of(world, TaskId(task_id))
 
 
-def make_world(scenario: Scenario, seed: int, **changes: Any) -> tuple[World, list[Order]]:
-    """`changes`: of the boards' settings."""
+def make_world(
+    scenario: Scenario, seed: int, begun: snapshots.Snapshot | None = None, **changes: Any
+) -> tuple[World, list[Order]]:
+    """`changes`: of the boards' settings; `begun`: whose stores and time it begins with."""
     world = build_world(
         scenario.site.root,
         seed=seed,
@@ -184,17 +267,20 @@ def make_world(scenario: Scenario, seed: int, **changes: Any) -> tuple[World, li
         behaviour=Behaviour(checkpoint_s=600.0),
         faults=Faults(lose=scenario.lose),
         links=scenario.site.links,
+        topology=scenario.topology,
+        start_s=begun.at_s if begun is not None else 0.0,
+        make_store=lambda board: snapshots.store_in(begun, board) if begun is not None else Store(None),
     )
-    chance = named_random(seed, "arrivals")
-    if scenario.trace is not None:
-        orders = trace_orders(scenario.trace, scenario.site, scenario.speeds, scenario.tasks, chance)
-    else:
-        orders = _orders(scenario, chance)
+    orders = _orders_of(scenario, seed)
+    world.services = {order.task_id: order.hours for order in orders if order.hours is not None}
     rng = named_random(seed, "faults")
     span_s = scenario.hours * 3600
     leaves = [board.board for board in scenario.site.root.walk() if board.pools]
     boards = [board.board for board in scenario.site.root.walk()]
     world.happenings = arrivals(orders)
+    if scenario.electricity is not None:
+        days = math.ceil(scenario.hours / 24) * 3
+        world.happenings += scenario.electricity.happenings(scenario.site.root, days)
     for i in range(scenario.kills):
         world.happenings.append(
             Happening(rng.uniform(0, span_s), f"kill {i}", kill_task(rng.choice(leaves), rng.randrange(1000)))
@@ -206,6 +292,22 @@ def make_world(scenario: Scenario, seed: int, **changes: Any) -> tuple[World, li
     for dark in scenario.outages:
         world.happenings += outage(dark.board, dark.at_s, dark.for_s)
     return world, orders
+
+
+def _orders_of(scenario: Scenario, seed: int) -> list[Order]:
+    chance, span_s = named_random(seed, "arrivals"), scenario.hours * 3600
+    serving = [
+        order
+        for service in scenario.services
+        for order in replicas_of(
+            service, dearest_tariff(service, scenario.site), span_s, lends=scenario.lends
+        )
+    ]
+    if scenario.trace is not None:
+        coming = trace_orders(scenario.trace, scenario.site, scenario.speeds, scenario.tasks, chance)
+    else:
+        coming = _orders(scenario, chance)
+    return [*coming, *serving]
 
 
 def _orders(scenario: Scenario, rng: random.Random) -> list[Order]:

@@ -72,6 +72,14 @@ def _task_of(fact: Cause) -> TaskId:
     return fact.order.task_id if isinstance(fact, TaskSubmitted) else fact.task_id
 
 
+def _ending(fact: Cause, until_s: float) -> Cause:
+    """A service that has no end has one in the twin."""
+    if isinstance(fact, TaskSubmitted) and fact.order.hours is not None:
+        hours = replace(fact.order.hours, until_s=min(until_s, fact.order.hours.until_s or until_s))
+        return replace(fact, order=replace(fact.order, hours=hours))
+    return fact
+
+
 def _run(
     causes: Sequence[tuple[float, Cause]],
     spec: BoardSpec,
@@ -81,6 +89,7 @@ def _run(
 ) -> tuple[Outcome, dict[TaskId, float]]:
     first_s, last_s = causes[0][0], causes[-1][0]
     world = build_world(spec, seed=0, settings=settings, behaviour=behaviour, start_s=first_s)
+    causes = [(at_s, _ending(fact, last_s + 86_400)) for at_s, fact in causes]
     world.happenings = [
         Happening(at_s, f"{number:08}", lambda world, fact=fact: world.tree.root.accept(fact))  # type: ignore[misc]
         for number, (at_s, fact) in enumerate(causes)
@@ -93,7 +102,9 @@ def _run(
 
     world.after_step.append(watch)
     world.run(until_s=last_s + (last_s - first_s) * SPAN + 86_400)
-    orders = [fact.order for _, fact in causes if isinstance(fact, TaskSubmitted)]
+    orders = [
+        fact.order for _, fact in causes if isinstance(fact, TaskSubmitted) and fact.order.hours is None
+    ]  # services end by their time alone
     took = {
         order.task_id: ended[order.task_id] - order.submitted_s for order in orders if order.task_id in ended
     }

@@ -2,13 +2,16 @@
 second scheduler here, only time, arrivals and faults."""
 
 import random
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING
 
 from qipan.channel import Carrier, FaultyCarrier
 from qipan.clock import ManualClock, named_random
 from qipan.engines.simulated import Behaviour, SimulatedEngine
+from qipan.engines.topology import tiers_of
 from qipan.events import LinksSet, TaskSubmitted
+from qipan.forecast import Hours
 from qipan.hardware import BoardId, BoardSpec
 from qipan.leases import EngineId, Offer, Order, TaskId, room_of
 from qipan.ledger import Books, Tariff
@@ -18,6 +21,9 @@ from qipan.scheduler import Settings
 from qipan.scheduler.moves import links_of
 from qipan.store import Store
 from qipan.tree import Tree, build_tree
+
+if TYPE_CHECKING:
+    from qipan.twin.check import Seen
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,14 +54,16 @@ class World:
     backups: dict[BoardId, Store] = field(default_factory=dict)
     restored: bool = False
     gone: set[TaskId] = field(default_factory=set)  # known only to a board when its machine was lost
-    # what `check_world` saw last: board -> its marks, what ran there; task -> where it ran
+    services: dict[TaskId, Hours] = field(default_factory=dict)  # replicas, to be checked
+    # what `check` saw last: the marks of a board with services; at a board's engine; task -> where it ran
     checked: dict[BoardId, object] = field(default_factory=dict)
-    runs: dict[BoardId, Mapping[TaskId, object]] = field(default_factory=dict)
+    seen: "dict[BoardId, Seen]" = field(default_factory=dict)
     runs_at: dict[TaskId, BoardId] = field(default_factory=dict)
 
     def submit(self, order: Order, at: BoardId | None = None) -> None:
-        controller = self.tree.controllers[at] if at else self.tree.root
-        controller.accept(TaskSubmitted(order, hold_of_bid(order)))
+        """`at`: the board where it enters; the top keeps it."""
+        order = replace(order, entered_at=str(at or ""))
+        self.tree.root.accept(TaskSubmitted(order, hold_of_bid(order)))
 
     def simulated(self, board: BoardId) -> SimulatedEngine:
         engine = self.tree.engines[board]
@@ -115,14 +123,17 @@ def build_world(
     make_store: Callable[[BoardId], Store] = lambda _board: Store(None),
     start_s: float = 0.0,
     links: tuple[Link, ...] = (),
+    topology: bool = False,
 ) -> World:
+    """`topology`: engines keep which device each task has, and tell what blocks are free."""
     clock = ManualClock(start_s)
 
     def make_engine(board: BoardSpec) -> SimulatedEngine:
         name = EngineId(f"{board.board}-engine")
         rng = named_random(seed, f"engine/{board.board}")
         return SimulatedEngine(
-            name, board.board, pool_offers(board), clock, rng, behaviour, room_of(board.stores), links_of(links)
+            name, board.board, pool_offers(board), clock, rng, behaviour, room_of(board.stores), links_of(links),
+            {pool.chip_class: tiers_of(pool) for pool in board.pools} if topology else {},
         )  # fmt: skip
 
     def wrap(source: BoardId, target: BoardId, carrier: Carrier) -> Carrier:

@@ -100,10 +100,7 @@ def parse_site(value: Value, *, pools_needed: bool = True) -> Site:
 
 
 def _ways(site: Site) -> Iterator[Link]:
-    down: dict[BoardId, tuple[BoardId, ...]] = {site.root.board: (site.root.board,)}
-    for board in site.root.walk():
-        for child in board.children:
-            down[child.board] = (*down[board.board], child.board)
+    down = site.root.ways()
     for source in site.storages:
         for target in site.storages:
             link = link_between(site.links, down[source.site], down[target.site])

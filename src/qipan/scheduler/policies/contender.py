@@ -57,6 +57,11 @@ class Contender:
 Choice = dict[str, str]
 
 
+def moves(contenders: Sequence[Contender], choice: Choice) -> bool:
+    """Whether a task that runs would run elsewhere, or no more."""
+    return any(one.current is not None and choice.get(one.task_id) != one.current for one in contenders)
+
+
 class Policy(Protocol):
     """One round's choice.  A policy may remember between rounds; it reads no clock and draws no chance."""
 

@@ -131,7 +131,7 @@ def _solve(cost: Floats, matrix: object, most: Floats, tasks: int, pools: int) -
 
 def linear(cost: Floats, matrix: object, most: Floats) -> Floats | None:
     """The cheapest x >= 0 with matrix @ x <= most; None when there is none."""
-    from scipy.optimize import linprog
+    from qipan.solver import linprog
 
     found = linprog(cost, A_ub=matrix, b_ub=most, method="highs")
     return None if found.x is None else np.clip(found.x, 0.0, None)

@@ -3,8 +3,9 @@
 Elastic tasks: the weighted sum of speed-up ** P, P < 0, is minimised, as in Sia (SOSP 2023).  What differs is what counts and
 where a task begins.  A task weighs more the less work it has: what is declared to be left, or, since sizes of training tasks are
 heavy-tailed, what it did so far.  A task that never ran begins at the size that the speeds of its profile and GUESS_POWER make
-likely, not on one device: every doubling on the way up would be a restart.  A change of shape costs what Sia says
-by a task's age, or the share of the time left that the restart takes, whichever is more.  Tasks of one shape with declared work: see `tails`.
+likely, not on one device: every doubling on the way up would be a restart.  A change of shape costs what Sia says by a task's age, or
+the share that the restart takes of the time left, or, where a task grows, of the time for which its devices will stay free (as long as no
+task has come by now, or QUIET_S), whichever is most.  Tasks of one shape with declared work: see `tails`.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,9 @@ from qipan.scheduler.policies.tails import LeastMean
 #: sizes below this count alike, in seconds on one slowest device; of a task that never ran
 SIZE_S_MIN, SIZE_S_UNKNOWN = 60.0, 3600.0
 #: n devices are first taken to be so much faster than one: n to this power; more than FIRST_DEVICES are not tried at once
-GUESS_POWER, FIRST_DEVICES = 0.8, 8
+GUESS_POWER, FIRST_DEVICES = 0.5, 8
+#: free devices stay free for so many seconds at least
+QUIET_S = 240.0
 #: candidates up to which a round is solved exactly
 EXACT_UP_TO = 2_000
 
@@ -43,11 +46,13 @@ class Jct:
                 chosen[one.task_id] = one.current
                 for pool, devices in one.option(one.current).needs:
                     free[pool] -= devices
-        bidders = [self.bidder(one, now_s) for one in contenders if one.task_id not in chosen]
+        last_s = max((one.submitted_s for one in contenders), default=now_s)
+        quiet_s = max(now_s - last_s, QUIET_S)
+        bidders = [self.bidder(one, now_s, quiet_s) for one in contenders if one.task_id not in chosen]
         return {**chosen, **allocate(bidders, free, exact_up_to=EXACT_UP_TO).chosen}
 
-    def bidder(self, one: Contender, now_s: float) -> Bidder:
-        """What each of its options is worth above waiting."""
+    def bidder(self, one: Contender, now_s: float, quiet_s: float) -> Bidder:
+        """What each of its options is worth above waiting, when free devices stay free for `quiet_s`."""
         rates = {option.point_id: _rate(one, option.rate, option.devices) for option in one.options}
         lowest = _one_slowest(one, rates)
         size_s, weight = self._size(one, lowest)
@@ -58,7 +63,9 @@ class Jct:
                 continue
             stays = option.point_id == one.current
             if one.current is not None and not stays:
-                speedup *= min(restart_factor(one, now_s), _not_lost(one, size_s / speedup))
+                grows = rates[option.point_id] > rates.get(one.current, 0.0)
+                kept = max(1.0 - one.restart_s / quiet_s, 0.0) if grows else 1.0
+                speedup *= min(restart_factor(one, now_s), _not_lost(one, size_s / speedup), kept)
             value = weight * (LAMBDA_N - max(speedup, 1e-9) ** self.power)
             pool = option.needs[0][0]
             if stays or value > most.get(pool, 0.0):

@@ -21,8 +21,8 @@ DEVICE_HOUR = 10_000_000.0
 TASK = 20_000_000.0
 #: under `fifo` a task is worth e times one that came so much later
 FIFO_S, FIFO_MOST = 600.0, 200.0
-#: a finish-time ratio counts to this power under `fair`
-FAIR_POWER = 2.0
+#: a finish-time ratio counts to this power under `fair`, up to so much
+FAIR_POWER, FAIR_MOST = 2.0, 1e6
 
 Value = Callable[[Order, float, float], float]
 
@@ -46,7 +46,9 @@ def most_efficient(curve: Curve) -> Point:
 
 def urgency(order: Order, done_s: float, now_s: float, most: float = URGENCY_MAX) -> float:
     """Factor >= 1 on the bid: the share of the time left that the rest needs at the best point, squared, times
-    `most`; 1 when there is no deadline or it has passed."""
+    `most`; 1 when there is no deadline or it has passed.  What a service's forecast asks for is always due now."""
+    if order.hours is not None:
+        return most
     if order.deadline_s is None or order.deadline_s <= now_s:
         return 1.0
     need_s = max(0.0, order.curve.work_s - done_s)
@@ -68,7 +70,7 @@ def revenue(order: Order, done_s: float, now_s: float) -> float:
 
 def jct(order: Order, done_s: float, now_s: float) -> float:
     """Every task is worth the same when it ends: progress counts as the share of the work left (Smith's rule)."""
-    return TASK / max(60.0, order.curve.work_s - done_s)
+    return TASK / (60.0 if order.hours is not None else max(60.0, order.curve.work_s - done_s))
 
 
 def deadline(order: Order, done_s: float, now_s: float) -> float:
@@ -78,12 +80,16 @@ def deadline(order: Order, done_s: float, now_s: float) -> float:
 
 def fair(order: Order, done_s: float, now_s: float) -> float:
     """Finish-time fairness (K. Mahajan et al., Themis, NSDI 2020): who is furthest behind its own isolated time counts most."""
+    if order.hours is not None:
+        return DEVICE_HOUR / 3600 * device_work_s(order) * FAIR_MOST
     ratio = (max(0.0, now_s - order.submitted_s) + order.curve.work_s - done_s) / max(1.0, order.curve.work_s)
-    return DEVICE_HOUR / 3600 * device_work_s(order) * float(min(ratio, 1e3) ** FAIR_POWER)
+    return DEVICE_HOUR / 3600 * device_work_s(order) * min(FAIR_MOST, float(ratio**FAIR_POWER))
 
 
 def fifo(order: Order, done_s: float, now_s: float) -> float:
     """Who came first counts so much more that nobody later gets ahead."""
+    if order.hours is not None:
+        return DEVICE_HOUR / 3600 * device_work_s(order) * math.exp(FIFO_MOST)
     age = min(FIFO_MOST, max(0.0, now_s - order.submitted_s) / FIFO_S)
     return DEVICE_HOUR / 3600 * device_work_s(order) * math.exp(age)
 

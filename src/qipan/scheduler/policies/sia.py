@@ -62,8 +62,10 @@ def solve(
     """The cheapest choice of at most one row of `flat` (task, point, needs, cost, must be taken) for each task."""
     if not flat:
         return {}
-    from scipy.optimize import Bounds, LinearConstraint, milp
+    from scipy.optimize import Bounds, LinearConstraint
     from scipy.sparse import coo_matrix
+
+    from qipan.solver import milp
 
     row = {task_id: index for index, task_id in enumerate(dict.fromkeys(one[0] for one in flat))}
     pools = {pool: len(row) + index for index, pool in enumerate(sorted(capacity))}

@@ -5,7 +5,7 @@ SIAM J. Discrete Math. 2002): y[task, pool, interval] is the share of the interv
 times at which work is done, while all work is done by the least makespan; what is later costs LATE times.  The first interval is
 the coming round, and there y is whole, so nothing is lost by rounding shares to rounds.
 
-The end is promised when tasks come: the least makespan then, and a round more, since whole rounds cannot meet it closer than that.
+The end is promised when tasks come: the least whole rounds in which all can be done, since a task has one pool in a round.
 """
 
 from collections.abc import Mapping, Sequence
@@ -19,18 +19,19 @@ from qipan.scheduler.policies.gavel import Floats, Program, linear, program_of
 
 #: a proven gap and a number of nodes at which the search of a round stops
 GAP, NODES = 1e-3, 20
-#: how finely the least makespan is searched
-MAKESPAN_GAP = 0.002
+#: the same for the least whole rounds
+WHOLE_NODES = 200
 
 
 @dataclass(slots=True)
 class LeastMean:
-    """`growth`: of the intervals; `slack_rounds`: how far the makespan may grow over its least; `late`: cost of work after that;
-    `promised_s`: when all tasks seen so far shall have ended."""
+    """`growth`: of the intervals; `slack_rounds`: how far the makespan may grow over the least whole rounds, or without `whole` over
+    the least when shares are split at will; `late`: cost of work after that; `promised_s`: when all tasks seen so far shall have ended."""
 
     round_s: float = 360.0
     growth: float = 3.0
-    slack_rounds: float = 1.0
+    slack_rounds: float = 0.0
+    whole: bool = True
     late: float = 20.0
     promised_s: float = 0.0
     seen: set[str] = field(default_factory=set)
@@ -42,7 +43,7 @@ class LeastMean:
             return {}
         pools = sorted(capacity)
         program = program_of(order, capacity, pools, now_s)
-        end_s = self._end_s({one.task_id for one in order}, least_makespan_s(program), now_s)
+        end_s = self._end_s({one.task_id for one in order}, program, now_s)
         first = self._first_round(program, self._edges(end_s))
         chosen: Choice = {}
         free = dict(capacity)
@@ -61,12 +62,14 @@ class LeastMean:
             take(one, option)
         return chosen
 
-    def _end_s(self, tasks: set[str], least_s: float, now_s: float) -> float:
+    def _end_s(self, tasks: set[str], program: Program, now_s: float) -> float:
         """Seconds until all shall have ended: what was promised, or the least when that cannot be kept."""
         if not tasks <= self.seen:
             self.seen |= tasks
+            whole_s = least_rounds(program, self.round_s) * self.round_s if self.whole else 0.0
+            least_s = whole_s or least_makespan_s(program)
             self.promised_s = max(self.promised_s, now_s + least_s + self.slack_rounds * self.round_s)
-        return max(self.promised_s - now_s, least_s)
+        return max(self.promised_s - now_s, least_makespan_s(program))
 
     def _edges(self, end_s: float) -> Floats:
         """0, the round, then growing; the last but one is the makespan, the last leaves room for what is late."""
@@ -80,7 +83,9 @@ class LeastMean:
 
     def _first_round(self, program: Program, edges: Floats) -> Floats | None:
         """y of the first interval; None when the search found nothing."""
-        from scipy.optimize import Bounds, LinearConstraint, milp
+        from scipy.optimize import Bounds, LinearConstraint
+
+        from qipan.solver import milp
 
         rows, most, cost, interval = _program(program, edges, self.late)
         found = milp(
@@ -94,6 +99,39 @@ class LeastMean:
             return None
         shape = (*program.rates.shape, len(edges) - 1)
         return np.asarray(found.x.reshape(shape)[:, :, 0])
+
+
+def least_rounds(program: Program, round_s: float) -> int:
+    """Least whole rounds in which all work can be done when every task runs on one pool in a round: an integer program in R and
+    rounds[task, pool].  Exact but for the order of the rounds, and for the last of each task, which counts whole."""
+    from scipy.optimize import Bounds, LinearConstraint
+    from scipy.sparse import coo_matrix, hstack, vstack
+
+    from qipan.solver import milp
+
+    tasks, pools = program.rates.shape
+    index = np.arange(tasks * pools)
+    task, pool = index // pools, index % pools
+    own = coo_matrix((np.ones(len(index)), (task, index)), shape=(tasks, len(index)))
+    shared = coo_matrix((program.scale[task], (pool, index)), shape=(pools, len(index)))
+    part = program.rates[task, pool] * round_s / program.left[task]
+    done = coo_matrix((-part, (task, index)), shape=(tasks, len(index)))
+    last = np.concatenate([-np.ones(tasks), -program.devices, np.zeros(tasks)])
+    most = np.concatenate([np.zeros(tasks + pools), -np.ones(tasks)])
+    cost = np.zeros(len(index) + 1)
+    cost[-1] = 1.0
+    found = milp(
+        cost,
+        integrality=np.ones(len(cost)),
+        bounds=Bounds(0, np.append(np.where(part > 0, np.inf, 0.0), np.inf)),
+        constraints=LinearConstraint(
+            hstack([vstack([own, shared, done]), coo_matrix(last[:, None])]).tocsr(), -np.inf, most
+        ),
+        options={"mip_rel_gap": GAP, "node_limit": WHOLE_NODES},
+    )
+    if found.x is None:
+        return int(np.ceil(least_makespan_s(program) / round_s))
+    return round(float(found.x[-1]))
 
 
 def least_makespan_s(program: Program) -> float:

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
-BLOCK = 1024
-BYTES = {"fp32": 4 * BLOCK, "bf16": 2 * BLOCK, "int8": BLOCK + 4}  # of one block
+from qipan.strategy import CODEC_BLOCK, CODEC_BYTES
+
+BLOCK, BYTES = CODEC_BLOCK, CODEC_BYTES
 
 
 def encode(values: Tensor, codec: str) -> Tensor:

@@ -8,13 +8,14 @@ from typing import Any
 
 import msgspec
 
+from qipan.identity.lines import line_context, line_name
 from qipan.rounds import RoundFact, Seen, View, encode_fact, same_view
 
 BEAT_S = 0.3
 
 
 class Desk:
-    """Three connections: one for the beat, which also waits for news, one for what must be said now, one for what is said
+    """With a `key`, over encrypted lines.  Three connections: one for the beat, which also waits for news, one for what must be said now, one for what is said
     while training goes on.  A coordinator that cannot be reached is tried again; meanwhile the last view holds."""
 
     def __init__(self, address: str, task: str, site: str, key: str = "") -> None:
@@ -68,6 +69,9 @@ class Desk:
                 host, _, port = self._address.rpartition(":")
                 connection = socket.create_connection((host, int(port)), 5.0)
                 connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                if self._key:
+                    context = line_context(self._key, answers=False)
+                    connection = context.wrap_socket(connection, server_hostname=line_name(self._task))
                 stream = self._lines[line] = connection.makefile("rwb")
             request = {
                 "task": self._task,

@@ -4,6 +4,7 @@ Whatever a site's layout, each of its ranks answers for some intervals of these 
 for each block once.  So ranks of unlike layouts find their twins by intersecting intervals.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,9 +107,14 @@ def positions(intervals: list[Interval], within: list[Interval]) -> Tensor:
     return torch.searchsorted(numbers(within), numbers(intervals))
 
 
+def _itself(parameter: Any) -> Any:
+    return parameter
+
+
 class Flat:
     """The model of one rank in whole-model coordinates.  All ranks of the site call each method alike; one parameter at a
-    time is whole on a rank, never the model."""
+    time is whole on a rank, never the model.  `of`: what is meant, for each parameter a tensor of its shape that lies on ranks
+    as it does (its optimiser's state); without it, the parameter itself."""
 
     def __init__(self, layout: Layout, spec: Model) -> None:
         self.layout = layout
@@ -134,12 +140,13 @@ class Flat:
         return found
 
     @torch.no_grad()
-    def gather(self, fragment: Interval) -> Tensor:
+    def gather(self, fragment: Interval, of: Callable[[Any], Any] = _itself) -> Tensor:
         """(own blocks of the fragment, BLOCK) fp32 on the CPU."""
         wanted = common(self.own, [fragment])
         out = torch.zeros((size(wanted), BLOCK))
         for _, parameter, span in self._held(fragment):
-            whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter
+            whole = of(parameter)
+            whole = whole.full_tensor() if hasattr(whole, "full_tensor") else whole
             here = common(wanted, [span])
             if here:
                 padded = torch.zeros((span[1] - span[0]) * BLOCK)
@@ -148,13 +155,15 @@ class Flat:
         return out
 
     @torch.no_grad()
-    def scatter(self, fragment: Interval, values: Tensor, *, add: bool) -> None:
+    def scatter(
+        self, fragment: Interval, values: Tensor, *, add: bool, of: Callable[[Any], Any] = _itself
+    ) -> None:
         """Give every rank what it holds of the fragment: set, or add to what is there."""
         mine = common(self.own, [fragment])
         for _, parameter, span in self._held(fragment):
             touched = common([span], [fragment])
-            local: Any = parameter
-            whole = parameter.full_tensor() if hasattr(parameter, "full_tensor") else parameter.detach()
+            local: Any = of(parameter)
+            whole = local.full_tensor() if hasattr(local, "full_tensor") else local.detach()
             padded = torch.zeros((span[1] - span[0]) * BLOCK)
             if not add and touched != [span]:
                 padded[: whole.numel()] = whole.reshape(-1).float().cpu()
@@ -171,13 +180,13 @@ class Flat:
                 blocks[numbers(piece) - span[0]] = told
             fresh = padded[: whole.numel()].view(whole.shape).to(whole.device, whole.dtype)
             _write(local, fresh, add)
-        self._copy_tied()
+        self._copy_tied(of)
 
-    def _copy_tied(self) -> None:
+    def _copy_tied(self, of: Callable[[Any], Any]) -> None:
         site, model = self.layout.site, self.layout.model
         tie = next((one for one in self.layout.sums if one.tie), None)
         if tie is not None:
-            local: Any = model.embedding.weight
+            local: Any = of(model.embedding.weight)
             local = local.to_local() if hasattr(local, "to_local") else local.detach()
             column = dist.get_rank() % site.stages[0].devices
             dist.broadcast(local, src=column, group=tie.groups[0])

@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from qipan.identity.lines import HANDSHAKE_S, line_context
+
 KEEP = 8  # rounds; older frames are dropped
 HEAD = struct.Struct("!II")
 FRAME_BYTES_MAX = 1 << 31
@@ -34,10 +36,11 @@ class Frame:
 
 
 class Mailbox:
-    """Listens on `host`.  `address` is what twins connect to.  Only frames with the right `key` are taken in."""
+    """Listens on `host`.  `address` is what twins connect to.  Only frames with the right `key` are taken in; with a
+    `secret`, lines are encrypted and only its holders are let in."""
 
-    def __init__(self, host: str, key: str, bytes_per_s: float = 0.0) -> None:
-        self._key = key
+    def __init__(self, host: str, key: str, bytes_per_s: float = 0.0, secret: str = "") -> None:
+        self._key, self._secret = key, secret
         self._bytes_per_s = bytes_per_s  # what goes out is held to this; 0: not held
         self._free_s = 0.0
         self._listener = socket.create_server((host, 0))
@@ -59,8 +62,11 @@ class Mailbox:
             try:
                 if out is None:
                     host, _, port = address.rpartition(":")
-                    out = self._out[address] = socket.create_connection((host, int(port)), timeout_s)
+                    out = socket.create_connection((host, int(port)), timeout_s)
                     out.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                    if self._secret:
+                        out = line_context(self._secret, answers=False).wrap_socket(out)
+                    self._out[address] = out
                 out.settimeout(timeout_s)
                 body = json.dumps({**head, "key": self._key}).encode()
                 view = memoryview(data.reshape(-1).numpy().data)
@@ -122,6 +128,16 @@ class Mailbox:
 
     def _receive(self, connection: socket.socket) -> None:
         site = ""
+        if self._secret:
+            connection.settimeout(HANDSHAKE_S)
+            try:
+                connection = line_context(self._secret, answers=True).wrap_socket(
+                    connection, server_side=True
+                )
+            except OSError:
+                connection.close()
+                return  # a stranger
+            connection.settimeout(None)
         with connection:
             while True:
                 try:

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from qipan.rounds import Joined, Left, Member, Own, Ready, View, Voted, todo
 from qipan.strategy import Outer, SiteStrategy
+from qipan.trainer import checkpoint
 from qipan.trainer.session import Session
 from qipan.trainer.sites.codec import BLOCK, checksum, decode, encode
 from qipan.trainer.sites.desk import Desk
@@ -29,15 +30,22 @@ from qipan.trainer.sites.flat import Flat, Interval, common, numbers, ownership,
 from qipan.trainer.sites.mailbox import Frame, Mailbox
 
 Say = Callable[..., None]
+#: Adam's state -> how it goes over the wire and comes back: of squares the roots, which need fewer bits
+MOMENTS: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]] = {
+    "exp_avg": (torch.clone, torch.clone),
+    "exp_avg_sq": (torch.sqrt, torch.square),
+}
 
 
 @dataclass(slots=True)
 class Result:
-    """What an exchange made: the new anchor (and momentum) of a fragment, or of everything for a newcomer."""
+    """What an exchange made: the new anchor (and momentum) of a fragment, or of everything for a newcomer.  `moments`: the
+    sites' mean of the optimiser's own, of the round's fragment."""
 
     fragment: Interval
     anchor: Tensor
     momentum: Tensor | None
+    moments: dict[str, Tensor]
     digest: int
 
 
@@ -74,7 +82,7 @@ class Sites:
         name = hashlib.blake2b(f"{task}/{session.strategy.seed}".encode(), digest_size=8).hexdigest()
         ranks = dist.get_world_size() if dist.is_initialized() else 1
         rate = float(os.environ.get("QIPAN_LINK_BYTES_PER_S", "0")) / ranks
-        self.mailbox = Mailbox(host, key or name, rate)
+        self.mailbox = Mailbox(host, key or name, rate, key)
         self.places = tuple(_all_gather(self.mailbox.address))
         self.desk = Desk(desk_address, task, session.site_id, key) if self.rank == 0 else None
         life = int(time.time() * 10) if self.rank == 0 else 0
@@ -86,6 +94,7 @@ class Sites:
         self.digest = _hex(_sum(checksum(self.anchor, numbers(self.flat.own))))
         self.inner = 0  # inner steps since the last snapshot
         self.snapshot: Tensor | None = None  # own blocks of the round's fragment when its steps were done
+        self.moments: dict[str, Tensor] = {}  # the optimiser's, of the same blocks then
         self.flight: Flight | None = None
         self.round_tokens = 0
         self.step_s = 0.0
@@ -265,9 +274,15 @@ class Sites:
         self.began_s = time.time()
 
     def _snapshot(self, shown: View) -> None:
-        self.snapshot = self.flat.gather(self._fragment(shown.round))
+        fragment = self._fragment(shown.round)
+        self.snapshot = self.flat.gather(fragment)
+        names = MOMENTS if self.outer.moments else ()
+        self.moments = {name: self.flat.gather(fragment, self._state(name)) for name in names}
         self.ready_tokens, self.round_tokens, self.inner = self.round_tokens, 0, 0
         self.own = replace(self.own, ready=True)
+
+    def _state(self, name: str) -> Callable[[Any], Any]:
+        return lambda parameter: self.session.optimizer.state[parameter][name]
 
     def _fragment(self, number: int) -> Interval:
         of = self.outer.fragments
@@ -292,6 +307,7 @@ class Sites:
         else:
             assert self.snapshot is not None
             self.flat.scatter(result.fragment, result.anchor - self.snapshot, add=True)
+        self._apply_moments(result.moments, self._fragment(flight.key[0]), flight.fresh, shown)
         self.anchor[mine] = result.anchor
         if self.momentum is not None and result.momentum is not None:
             self.momentum[mine] = result.momentum
@@ -315,6 +331,23 @@ class Sites:
             waited_s=round(self.waited_s, 3),
         )  # fmt: skip
 
+    def _apply_moments(
+        self, moments: dict[str, Tensor], fragment: Interval, fresh: bool, shown: View
+    ) -> None:
+        if fresh and moments:
+            checkpoint.state_of(self.session.layout.model, self.session.optimizer)  # a newcomer may have none
+            steps = shown.tokens // (self.session.strategy.global_batch_rows * self.session.strategy.seq)
+            for state in self.session.optimizer.state.values():
+                state["step"].fill_(max(1, steps))
+        for name, mean in moments.items():
+            if fresh or not self.outer.overlap:
+                self.flat.scatter(fragment, mean, add=False, of=self._state(name))
+                continue
+            self.flat.scatter(fragment, mean - self.moments[name], add=True, of=self._state(name))
+            if name == "exp_avg_sq":
+                for state in self.session.optimizer.state.values():
+                    state[name].clamp_(min=0)  # what came since may be less than the correction
+
     # ---- the exchange, in a thread of its own ------------------------------------------------------------------------
 
     def _fly(self, flight: Flight, shown: View) -> None:
@@ -334,24 +367,20 @@ class Sites:
         places = dict(shown.places)
         head = {"round": number, "generation": generation, "site": self.own.site}
         at = positions(own_part, self.flat.own)
-        encoded: Tensor | None = None
+        encoded: dict[str, Tensor] = {}
+        names = tuple(MOMENTS) if self.outer.moments and others else ()
         if not flight.fresh:
             assert self.snapshot is not None
-            encoded = encode(self.snapshot - self.anchor[at], self.outer.codec)
+            encoded["difference"] = encode(self.snapshot - self.anchor[at], self.outer.codec)
+            for name in names:
+                encoded[name] = encode(MOMENTS[name][0](self.moments[name]), self.outer.codec)
         sends: list[Callable[[], None]] = []
         for member in others:
             theirs = ownership(layouts[member.site], self.session.spec, self.flat.coordinates)
             for address, blocks in zip(places[member.site], theirs, strict=True):
-                if encoded is not None:
-                    self._post(
-                        sends,
-                        member.site,
-                        address,
-                        {**head, "what": "difference"},
-                        common(own_part, blocks),
-                        own_part,
-                        encoded,
-                    )
+                for what, data in encoded.items():
+                    shared = common(own_part, blocks)
+                    self._post(sends, member.site, address, {**head, "what": what}, shared, own_part, data)
                 if member.fresh and self.own.site == source:
                     shared = common(self.flat.own, blocks)
                     raw = encode(self.anchor, "fp32")
@@ -369,7 +398,12 @@ class Sites:
                             self.flat.own,
                             raw,
                         )
-        wanted = {(member.site, "difference"): own_part for member in others if not member.fresh}
+        wanted = {
+            (member.site, what): own_part
+            for member in others
+            if not member.fresh
+            for what in ("difference", *names)
+        }
         if flight.fresh:
             wanted[source, "anchor"] = self.flat.own
             if self.momentum is not None:
@@ -408,7 +442,7 @@ class Sites:
         if frames is None or failed:
             flight.missing = tuple(sorted(failed))
             return None
-        return self._result(flight, members, frames, encoded, own_part, at)
+        return self._result(flight, members, frames, encoded, names, own_part, at)
 
     def _post(
         self, sends: list[Callable[[], None]], site: str, address: str, head: dict[str, Any], blocks: list[Interval],
@@ -439,8 +473,8 @@ class Sites:
         return True
 
     def _result(
-        self, flight: Flight, members: list[Member], frames: list[Frame], encoded: Tensor | None, own_part: list[Interval],
-        at: Tensor,
+        self, flight: Flight, members: list[Member], frames: list[Frame], encoded: dict[str, Tensor], names: tuple[str, ...],
+        own_part: list[Interval], at: Tensor,
     ) -> Result:  # fmt: skip
         anchor, momentum = self.anchor, self.momentum
         if flight.fresh:
@@ -450,18 +484,21 @@ class Sites:
         weights = {member.site: max(0, member.tokens) for member in members if not member.fresh}
         total = sum(weights.values())
         alone = len(weights) == 1
-        mean = torch.zeros((size(own_part), BLOCK))
-        for member in members:
-            if member.fresh:
-                continue
-            if member.site == self.own.site:
-                assert encoded is not None
-                values = decode(encoded, self.outer.codec)
-            else:
-                values = self._collect(
-                    flight.key, frames, "difference", own_part, self.outer.codec, member.site
-                )
-            mean.add_(values, alpha=weights[member.site] / total)
+        codec = self.outer.codec
+
+        def mean_of(what: str, back: Callable[[Tensor], Tensor]) -> Tensor:
+            """Over the members, by their tokens, in the order of their names."""
+            mean = torch.zeros((size(own_part), BLOCK))
+            for site, weight in weights.items():
+                if site == self.own.site:
+                    values = decode(encoded[what], codec)
+                else:
+                    values = self._collect(flight.key, frames, what, own_part, codec, site)
+                mean.add_(back(values), alpha=weight / total)
+            return mean
+
+        mean = mean_of("difference", torch.clone)
+        moments = {name: mean_of(name, MOMENTS[name][1]) for name in names}
         before = anchor[at]
         velocity: Tensor | None = None
         if momentum is not None:
@@ -472,12 +509,14 @@ class Sites:
         else:
             after = before + self.outer.lr * mean
         own_sum = checksum(after, numbers(own_part))
+        for values in moments.values():
+            own_sum += checksum(values, numbers(own_part))
         if not flight.fresh:
-            return Result(self._fragment(flight.key[0]), after, velocity, own_sum)
+            return Result(self._fragment(flight.key[0]), after, velocity, moments, own_sum)
         anchor[at] = after
         if momentum is not None and velocity is not None:
             momentum[at] = velocity
-        return Result(self.whole, anchor, momentum, own_sum)
+        return Result(self.whole, anchor, momentum, moments, own_sum)
 
     def _collect(
         self,

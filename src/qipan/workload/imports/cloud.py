@@ -8,6 +8,8 @@ from qipan.quantities import parse_duration_s
 from qipan.workload.imports.directive import Source, task_name
 from qipan.workload.task import Kind, Limits, Shape, Task
 
+#: one address a line, the first node's first
+NODE_IPS = '$(printf %s "${QIPAN_NODE_ADDRESSES:-${MASTER_ADDR:-127.0.0.1}}" | tr , "\\n")'
 DEVICE = re.compile(r"([A-Za-z][\w.-]*)(?::([0-9]{1,6}))?")
 
 
@@ -45,7 +47,7 @@ def skypilot_task(source: Source, workdir: str) -> Task:
     source.mark("used", "workdir", "where the command starts")
     prologue = (
         f"export SKYPILOT_NUM_NODES={nodes} SKYPILOT_NUM_GPUS_PER_NODE={per_node}\n"
-        'export SKYPILOT_NODE_RANK="${QIPAN_NODE_RANK:-0}" SKYPILOT_NODE_IPS="${MASTER_ADDR:-127.0.0.1}"\n'
+        f'export SKYPILOT_NODE_RANK="${{QIPAN_NODE_RANK:-0}}" SKYPILOT_NODE_IPS="{NODE_IPS}"\n'
         'export SKYPILOT_TASK_ID="$QIPAN_TASK_ID" SKYPILOT_SETUP_NODE_RANK="$SKYPILOT_NODE_RANK" '
         'SKYPILOT_SETUP_NODE_IPS="$SKYPILOT_NODE_IPS" '
         'SKYPILOT_CLUSTER_INFO=\'{"cluster_name":"qipan","cloud":"","region":"","zone":""}\'\n'
@@ -55,8 +57,8 @@ def skypilot_task(source: Source, workdir: str) -> Task:
     source.mark("used", "envs", "env")
     env = tuple((key, source.text(f'envs."{key}"')) for key in source.mapping("envs"))
     return Task(
-        "train", name, run=body, env=env, devices=Shape(count, count), limits=Limits(chips=chips),
-        workdir=_below(workdir, place),
+        "train", name, run=body, env=env, devices=Shape(count, count, max(1, per_node) if nodes > 1 else 0),
+        limits=Limits(chips=chips), workdir=_below(workdir, place),
     )  # fmt: skip
 
 
@@ -97,12 +99,13 @@ def dstack_task(source: Source, workdir: str) -> Task:
         f"export DSTACK_RUN_NAME={shlex.quote(name)} DSTACK_NODES_NUM={nodes} DSTACK_GPUS_PER_NODE={per_node} "
         f"DSTACK_GPUS_NUM={nodes * per_node}\n"
         'export DSTACK_NODE_RANK="${QIPAN_NODE_RANK:-0}" DSTACK_MASTER_NODE_IP="${MASTER_ADDR:-127.0.0.1}" '
-        'DSTACK_NODES_IPS="${MASTER_ADDR:-127.0.0.1}"\nset -e\n'
+        f'DSTACK_NODES_IPS="{NODE_IPS}"\nset -e\n'
     )
     task_kind: Kind = "train" if kind == "task" else "dev"
     return Task(
         task_kind, name, run=prologue + "\n".join(commands or ["exec sleep infinity"]), env=_environment(source, "env"),
-        devices=Shape(count, count), limits=Limits(chips=chips, time_limit_s=limit_s), workdir=workdir,
+        devices=Shape(count, count, max(1, per_node) if nodes > 1 else 0),
+        limits=Limits(chips=chips, time_limit_s=limit_s), workdir=workdir,
     )  # fmt: skip
 
 

@@ -184,9 +184,9 @@ def _pod_task(
         raise source.error(pod, "has no containers")
     per_pod, vendor = _devices(source, box)
     count = pods * max(1, per_pod)
-    shape = Shape(count, count)
+    shape = Shape(count, count, max(1, per_pod) if pods > 1 else 0)
     if elastic:
-        shape = Shape(max(1, per_pod) * elastic[0], max(1, per_pod) * elastic[1])
+        shape = Shape(max(1, per_pod) * elastic[0], max(1, per_pod) * elastic[1], shape.per_node)
         if shape.max < shape.min:
             raise source.error(
                 "spec.elasticPolicy", f"maxReplicas {elastic[1]} is below minReplicas {elastic[0]}"

@@ -39,7 +39,7 @@ STATED = {
     "dependency": "SLURM_JOB_DEPENDENCY", "distribution": "SLURM_DISTRIBUTION", "mem": "SLURM_MEM_PER_NODE",
     "mem-per-cpu": "SLURM_MEM_PER_CPU", "mem-per-gpu": "SLURM_MEM_PER_GPU", "export": "SLURM_EXPORT_ENV",
 }  # fmt: skip
-#: Copies of the command, one a rank, as srun starts them; all on the one node that the task has.
+#: Copies of the command, one a rank, as srun starts them: those of this node, where the script runs on each.
 SRUN = """srun() {
   local n="${SLURM_NTASKS:-1}" rank pids=() failed=0
   while [ $# -gt 0 ]; do
@@ -52,8 +52,10 @@ SRUN = """srun() {
       *) break ;;
     esac
   done
-  for ((rank = 0; rank < n; rank++)); do
-    SLURM_PROCID=$rank SLURM_LOCALID=$rank SLURM_NTASKS=$n "$@" & pids+=($!)
+  local each=$(((n + ${QIPAN_NUM_NODES:-1} - 1) / ${QIPAN_NUM_NODES:-1}))
+  local first=$((${QIPAN_NODE_RANK:-0} * each))
+  for ((rank = first; rank < n && rank < first + each; rank++)); do
+    SLURM_PROCID=$rank SLURM_LOCALID=$((rank - first)) SLURM_NTASKS=$n "$@" & pids+=($!)
   done
   for rank in "${pids[@]}"; do wait "$rank" || failed=$?; done
   return $failed
@@ -77,7 +79,7 @@ def sbatch_task(text: str, file: str, workdir: str) -> tuple[Task, list[Directiv
         "batch" if array else "train",
         task_name(source.text("job-name", "sbatch")),
         limits=Limits(chips=chips, time_limit_s=limit_s),
-        devices=Shape(devices, devices),
+        devices=Shape(devices, devices, devices // nodes if nodes > 1 and devices % nodes == 0 else 0),
         run=_environment(source, nodes, ntasks, devices, array) + _script(source, text),
         env=_export(source),
         foreach=array,

@@ -1,0 +1,158 @@
+"""Seats that tasks may take at engines: which there are, what forbids one, and taking it."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from types import MappingProxyType
+
+from qipan.curves import Point
+from qipan.events import Reserve
+from qipan.leases import EngineId, LeaseId, Offer, Order
+from qipan.scheduler.ask_table import in_regions
+from qipan.scheduler.asks import engine_key
+from qipan.scheduler.bids import time_left_s
+from qipan.scheduler.conditions import set_down, unmet
+from qipan.scheduler.moves import checkpoint_at
+from qipan.scheduler.owners import refused_by_rule, took
+from qipan.scheduler.state import Draft, EngineState, Phase, State, TaskState, ToEngine, lease_for
+
+
+@dataclass(frozen=True, slots=True)
+class Seat:
+    """One (engine, point) that a task may take."""
+
+    engine: EngineId
+    offer: Offer
+    point: Point
+
+    @property
+    def key(self) -> str:
+        return f"{self.engine}|{self.point.point_id}"
+
+    @property
+    def needs(self) -> tuple[tuple[str, int], ...]:
+        """("engine|chip class", devices)."""
+        return tuple((engine_key(self.engine, need.chip_class), need.devices) for need in self.point.needs)
+
+
+def usable_engines(state: State, *, chooses: bool) -> dict[EngineId, EngineState]:
+    """Engines that can be given tasks now."""
+    return {
+        engine: known
+        for engine, known in state.engines.items()
+        if known.chooses is chooses and not known.lost and engine not in state.uncounted
+    }
+
+
+def seats_at(task: TaskState, offers: Iterable[Offer]) -> list[tuple[Point, Offer]]:
+    """(point, offer) pairs allowed by the owner's limits and, for a task from the parent, by its lease."""
+    allowed = task.parent.points if task.parent is not None and task.parent.started else ()
+    order = task.order
+    seats = []
+    for point in order.curve.points:
+        if allowed and point.point_id not in allowed:
+            continue
+        if len({need.chip_class for need in point.needs}) != 1:
+            continue  # points on unlike chips are placed by the mixed form
+        for offer in offers:
+            need = point.needs[0]
+            if (
+                offer.chip_class == need.chip_class
+                and offer.devices >= point.devices
+                and allows(order, offer)
+            ):
+                seats.append((point, offer))
+    return seats
+
+
+def usable_points(task: TaskState, offers: Iterable[Offer]) -> list[Point]:
+    """The points that the engine's chip classes could ever give, in the curve's order."""
+    found = {point.point_id for point, _ in seats_at(task, offers)}
+    return [point for point in task.order.curve.points if point.point_id in found]
+
+
+def allows(order: Order, offer: Offer) -> bool:
+    vendor = offer.chip_class.split("/")[0]
+    return in_regions(order.regions, offer) and (not order.vendors or vendor in order.vendors)
+
+
+def barred(
+    state: State,
+    draft: Draft,
+    task: TaskState,
+    seat: Seat,
+    taken: Mapping[tuple[str, str], int] = MappingProxyType({}),
+) -> bool:
+    """Whether a quota rule, or what the place has beside devices, forbids the seat.  `taken` as in `refused_by_rule`."""
+    if state.reserves and refused_by_rule(
+        state, draft, task, seat.point, more_than_held(task, seat.point), taken
+    ):
+        return True
+    return unmet(state, draft, task, seat.engine, seat.point) is not None
+
+
+def more_than_held(task: TaskState, point: Point) -> int:
+    """Devices of the point's chip class that it would hold beyond those it holds."""
+    held = sum(need.devices for need in task.needs if need.chip_class == point.needs[0].chip_class)
+    return point.devices - (held if task.engine is not None else 0)
+
+
+def reserve(state: State, task: TaskState, engine: EngineId, point: Point, draft: Draft) -> None:
+    longer = set_down(state, draft, task, engine, point)
+    state.lease_sequence += 1
+    lease_id = LeaseId(f"{state.board}-{state.term}-{state.lease_sequence}")
+    task = replace(
+        state.tasks[task.task_id],
+        phase=Phase.RESERVING,
+        since_s=draft.moment.now_s,
+        engine=engine,
+        lease_id=lease_id,
+        point_id=point.point_id,
+        needs=point.needs,
+        generation=task.generation + 1,
+        why_waiting="",
+        promised_until_s=0.0,
+        promised="",
+        idle_since_s=None,
+        noticed_s=None,
+        lent=(),
+        checkpoint_longer=longer,
+    )
+    state.tasks[task.task_id] = task
+    took(state, draft, task, point)
+    order = replace(
+        task.order,
+        saved_s=task.saved_s,
+        checkpoint_at=checkpoint_at(task),
+        attempt=task.attempt,
+        preempted_s=task.preempted_s,
+        fence=(*task.order.fence, state.term, task.generation),
+        above=task.parent.lease_id if task.parent is not None else "",
+        checkpoint_longer=longer,
+    )
+    hours = task.order.hours
+    left = f"{time_left_s(task.order, point, task.done_s):.0f} s of work left at that point"
+    if hours is not None:
+        left = f"replica {hours.replica} of a service"
+    apart = ""
+    if longer > 1:
+        apart = (
+            f"; {longer:.3g} times as long between its checkpoints as planned: more its storage cannot write"
+        )
+    draft.because(
+        task.task_id,
+        "placed",
+        f"{engine} at {point.point_id}: {point.devices} devices, {left}{apart}",
+        engine=engine,
+        point=point.point_id,
+        bid_micro_cny_per_device_hour=task.order.bid_micro_cny_per_device_hour,
+    )
+    command = Reserve(
+        task.task_id,
+        lease_id,
+        state.term,
+        task.generation,
+        order,
+        point.needs,
+        lease_for(state, task, draft.moment),
+    )
+    draft.commands.append(ToEngine(engine, command))

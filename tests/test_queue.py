@@ -1,0 +1,252 @@
+"""The launcher over another tool's queue, whose daemon may be away or answer nonsense."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+
+import msgspec
+import pytest
+
+from qipan.clock import SystemClock
+from qipan.curves import Curve, Need, Point
+from qipan.engines.held import Held, Places
+from qipan.engines.journal import Journal
+from qipan.engines.launcher import Folders, Hold, installed, supervisor
+from qipan.engines.leaf import LeafEngine
+from qipan.engines.queue import Job, QueueLauncher, View, gang_command
+from qipan.engines.seats import Seats
+from qipan.engines.shim import Spec
+from qipan.engines.slurm import Slurm
+from qipan.engines.slurm_rest import properties, user_of
+from qipan.errors import InvalidInput, QipanError
+from qipan.events import EngineOffered, LeaseGranted, Reserve, Start, Stop
+from qipan.hardware import BoardId, BoardSpec, ChipClassId, Pool, PoolId
+from qipan.leases import EngineId, LeaseId, Order, TaskId
+from qipan.workload import Launch, Task
+
+CHIP = ChipClassId("sim/a")
+
+
+class Queue:
+    """`fails`: what the next looks raise, one each."""
+
+    def __init__(self, *fails, jobs=()):
+        self.fails, self.jobs, self.submitted, self.cancelled, self.looks = list(fails), dict(jobs), [], [], 0
+        self.usable = 4
+
+    def look(self, prefix):
+        self.looks += 1
+        if self.fails:
+            raise self.fails.pop(0)
+        return View(dict(self.jobs), {CHIP: self.usable})
+
+    def command(self, hold, run, granted):
+        return ["bash", "-c", run]
+
+    def environment(self, hold, granted):
+        return {}
+
+    def submit(self, hold):
+        self.submitted.append(hold.name)
+        self.jobs[hold.name] = Job(hold.name, "waiting")
+        return hold.name
+
+    def cancel(self, job_id):
+        self.cancelled.append(job_id)
+
+
+def test_a_supervisor_runs_from_modules_that_several_boards_install_at_once(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    with ThreadPoolExecutor(8) as boards:
+        places = set(boards.map(lambda _: installed(tmp_path), range(8)))
+    assert list(tmp_path.iterdir()) == list(places), "one place, nothing half made beside it"
+    control = tmp_path / "control"
+    control.mkdir()
+    Spec(["sh", "-c", "exit 7"], dict(os.environ), task=str(control)).write(str(control / "spec"))
+    subprocess.run(supervisor(sys.executable, str(control), folder=places.pop()), cwd="/", check=True)
+    assert json.loads((control / "exit.json").read_text())["code"] == 7
+
+
+def hold(folder, name):
+    (folder / name).mkdir()
+    return Hold(name, folder / name, TaskId(name), "me", Need(CHIP, 1), (0,))
+
+
+def until(done, limit_s=5.0):
+    end_s = time.monotonic() + limit_s
+    while not done():
+        assert time.monotonic() < end_s
+        time.sleep(0.01)
+
+
+def test_a_start_while_the_daemon_is_away_asks_for_nothing_and_doubts_nobody(tmp_path):
+    a, b = hold(tmp_path, "q-a"), hold(tmp_path, "q-b")
+    jobs = {"q-a": Job("1", "running"), "q-stranger": Job("2", "running")}
+    queue = Queue(QipanError("slurmctld is away"), jobs=jobs)
+    launcher = QueueLauncher(queue, poll_s=0.2)
+    launcher.adopt("q-", [a, b])
+    assert launcher.devices() is None
+    assert launcher.lives(a, Folders(tmp_path, tmp_path)) is True
+    assert "slurmctld is away" in launcher.look(a).why
+    assert queue.submitted == []
+    until(lambda: launcher.devices() == {CHIP: 4})
+    until(lambda: queue.submitted and queue.cancelled)
+    assert (queue.submitted, queue.cancelled) == (["q-b"], ["2"])
+    assert launcher.look(a).why == ""
+
+
+@pytest.mark.parametrize(
+    "failure", [OSError(28, "No space left on device"), ValueError("int of N/A"), FileNotFoundError("x")]
+)
+def test_the_thread_that_speaks_to_the_queue_goes_on_whatever_fails(tmp_path, failure, caplog):
+    a = hold(tmp_path, "q-a")
+    queue = Queue(jobs={"q-a": Job("1", "waiting")})
+    launcher = QueueLauncher(queue, poll_s=0.1)
+    launcher.adopt("q-", [a])
+    queue.fails = [failure, failure]
+    until(lambda: str(failure) in launcher.look(a).why)
+    until(lambda: launcher.look(a).why == "")
+    assert caplog.text.count("Traceback") == 1, "it is said once, with where it was"
+    launcher.hold(hold(tmp_path, "q-b"))
+    until(lambda: queue.submitted == ["q-b"])
+
+
+def test_a_queue_that_has_lost_everything_is_looked_at_soon_again(tmp_path):
+    queue = Queue()
+    queue.usable = 0
+    launcher = QueueLauncher(queue, poll_s=60.0)
+    launcher.adopt("q-", [])
+    queue.usable = 4
+    until(lambda: launcher.devices() == {CHIP: 4})
+    assert queue.looks == 2
+
+
+def test_an_order_that_fails_leaves_the_thread_alive(tmp_path):
+    a = hold(tmp_path, "q-a")
+    queue = Queue()
+    launcher = QueueLauncher(queue, poll_s=0.1)
+    launcher.adopt("q-", [])
+    submit, queue.submit = queue.submit, lambda hold: 1 // 0
+    launcher.hold(a)
+    until(lambda: launcher.look(a).state == "gone")
+    assert "division" in launcher.look(a).why
+    queue.submit = submit
+    launcher.hold(hold(tmp_path, "q-b"))
+    until(lambda: queue.submitted == ["q-b"])
+
+
+@pytest.mark.parametrize(
+    ("granted", "folders"), [("{}", {"attempts"}), ('{"control": 1}', {"attempts", "control"})]
+)
+def test_a_supervisor_of_an_earlier_release_finds_all_in_one_folder(tmp_path, granted, folders):
+    """It holds its devices over an update of its board, and a keeper on Ray starts such ones for as long as it lives."""
+    queue = Queue()
+    launcher = QueueLauncher(queue, poll_s=0.2)
+    board = BoardSpec(BoardId("dc"), pools=(Pool(PoolId("dc/a"), BoardId("dc"), CHIP, 4, 4, 1),))
+    engine = LeafEngine(EngineId("e"), board, tmp_path / "e", SystemClock(), tmp_path / "ckpt", launcher)
+    point = Point("p", (Need(CHIP, 2),), 1.0, 1.0, 1.0)
+    launch = msgspec.json.encode(Launch(Task("train", "t", run="sleep 9")))
+    order = Order(TaskId("t"), "me", "t", Curve((point,), 10.0), 1, 0.0, launch=launch)
+    engine.reserve(Reserve(TaskId("t"), LeaseId("l"), 1, 1, order, point.needs, 60.0))
+    until(lambda: queue.submitted)
+    hold = tmp_path / "e" / "holds" / queue.submitted[0]
+    (hold / "granted.json").write_text(granted)
+    until(lambda: any(isinstance(fact, LeaseGranted) for _, fact in engine.observe(0)))
+    engine.start(Start(TaskId("t"), LeaseId("l"), 1, 2, 1, (point,)))
+    engine.stop(Stop(TaskId("t"), LeaseId("l"), 1, 3, True, "test"))
+    assert {path.parent.name for path in (tmp_path / "e").glob("*/t-1")} == folders
+    told = Path((hold / "go").read_text())
+    assert {"spec", "stop", "until"} <= {path.name for path in told.iterdir()}
+
+
+def test_a_board_that_starts_while_the_daemon_is_away_parks_nothing(tmp_path):
+    board = BoardSpec(BoardId("dc"), pools=(Pool(PoolId("dc/a"), BoardId("dc"), CHIP, 4, 4, 1),))
+    point = Point("p", (Need(CHIP, 2),), 1.0, 1.0, 1.0)
+    launch = msgspec.json.encode(Launch(Task("train", "t", run="sleep 9")))
+    order = Order(TaskId("t"), "me", "t", Curve((point,), 10.0), 1, 0.0, launch=launch)
+
+    def engine(queue):
+        launcher = QueueLauncher(queue, poll_s=0.2)
+        return LeafEngine(EngineId("e"), board, tmp_path / "e", SystemClock(), tmp_path / "ckpt", launcher)
+
+    queue = Queue()
+    first = engine(queue)
+    first.reserve(Reserve(TaskId("t"), LeaseId("l"), 1, 1, order, point.needs, 60.0))
+    until(lambda: queue.submitted)
+    (tmp_path / "e" / "holds" / queue.submitted[0] / "granted.json").write_text('{"control": 1}')
+    until(lambda: any(isinstance(fact, LeaseGranted) for _, fact in first.observe(0)))
+    first.start(Start(TaskId("t"), LeaseId("l"), 1, 2, 1, (point,)))
+    stop = tmp_path / "e" / "control" / "t-1" / "stop"
+
+    again = Queue(QipanError("slurmctld is away"), jobs={queue.submitted[0]: Job("1", "running")})
+    second = engine(again)
+    assert len(second.seats.free(CHIP)) == 2
+    for _ in range(100):
+        offers = [fact for _, fact in second.observe(0) if isinstance(fact, EngineOffered)]
+        time.sleep(0.005)
+    assert again.looks > 1
+    assert not stop.exists()
+    assert [offer.devices for fact in offers for offer in fact.offers] == [4]
+
+
+def test_a_node_that_is_to_go_makes_no_room_among_devices_of_another_class(tmp_path):
+    other = ChipClassId("sim/b")
+    pools = tuple(Pool(PoolId(f"dc/{chip}"), BoardId("dc"), chip, 4, 4, 1) for chip in (CHIP, other))
+    below = SimpleNamespace(
+        picks=True, devices=lambda: {CHIP: 2}, draining=lambda hold: "drained" if hold.name == other else ""
+    )
+    journal = Journal(tmp_path)
+    for chip in (CHIP, other):
+        order = Order(TaskId(chip), "me", "t", Curve((), 10.0), 1, 0.0)
+        journal.hold(Held(LeaseId(chip), 1, 1, order, (Need(chip, 2),), (0, 1), 60.0, 60.0, hold=chip))
+    board = BoardSpec(BoardId("dc"), pools=pools)
+    seats = Seats(board, below, SystemClock(), journal, Places(tmp_path, tmp_path), dict)
+    assert seats.free(CHIP) == [], "two can be used, and are"
+
+
+def test_what_sbatch_is_asked_is_what_slurmrestd_is_asked():
+    pool = Pool(PoolId("dc/a"), BoardId("dc"), CHIP, 16, 4, 1, resource="gpu:sim")
+    given = {
+        "rest": "http://ctl:6820",
+        "token_file": "/t",
+        "memory_per_device": "2G",
+        "time": "1-0",
+        "partition": "main",
+    }
+    slurm = Slurm(BoardSpec(BoardId("dc"), pools=(pool,), engine="slurm", engine_options=given))
+    shape = slurm.shape(Hold("n", Path(), TaskId("t"), "me", Need(CHIP, 8), ()))
+    assert properties(shape) == {
+        "nodes": 2, "tasks": 2, "tasks_per_node": 1, "gres": "gpu:sim:4", "cpus_per_task": 1, "memory_per_node": 8192,
+        "partition": "main", "time_limit": "1-0",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("token", ["", "x", "a.b.c", "a.bnVsbA.c", "SLURM_JWT"])
+def test_a_token_that_is_none_is_said(token):
+    with pytest.raises(QipanError, match="scontrol token"):
+        user_of(token)
+
+
+def test_slurmrestd_without_a_token_file_is_refused():
+    board = BoardSpec(BoardId("dc"), engine="slurm", engine_options={"rest": "http://ctl:6820"})
+    with pytest.raises(InvalidInput, match="token_file"):
+        Slurm(board)
+
+
+@pytest.mark.parametrize(("rank", "hosts"), [("0", "is_host=1"), ("1", "is_host=0")])
+def test_the_first_node_of_a_trainers_gang_hosts_its_rendezvous_at_the_address_that_its_queue_gave(
+    rank, hosts
+):
+    pool = Pool(PoolId("dc/a"), BoardId("dc"), CHIP, 16, 4, 1)
+    of_two = Hold("n", Path(), TaskId("t"), "me", Need(CHIP, 8), ())
+    command = gang_command("python", of_two, pool, "", {"host": "10.0.0.1"})
+    words = command[: command.index("python")]
+    env = {"PATH": os.environ["PATH"], "QIPAN_NODE_RANK": rank, "QIPAN_NODE_ADDRESS": "10.0.0.7"}
+    told = subprocess.run([*words, "env"], env=env, capture_output=True, text=True, check=True).stdout.split()
+    assert {f"PET_RDZV_CONF={hosts}", "PET_LOCAL_ADDR=10.0.0.7"} <= {*told}
+    assert "--nnodes=2" in command
