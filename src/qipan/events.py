@@ -156,8 +156,9 @@ class EngineAttached:
 
 @dataclass(frozen=True, slots=True)
 class HeldTask:
-    """One lease that an engine holds for the board above.  `running` False: granted, nothing started.
-    `lease_left_s`: how long it lasts without renewal."""
+    """One lease that an engine holds for the board above.  `running` False: nothing started.
+    `lease_left_s`: how long it lasts without renewal.  `granted`: the answer was sent, and may be lost with the
+    numbers of a board that started from nothing; False: it is still to come."""
 
     order: Order
     lease_id: LeaseId
@@ -170,6 +171,7 @@ class HeldTask:
     done_s: float
     saved_s: float
     lease_left_s: float
+    granted: bool = True
 
 
 @dataclass(frozen=True, slots=True)

@@ -61,6 +61,7 @@ def answer(state: State, draft: Draft) -> None:
         HeldTask(
             task.order, task.parent.lease_id, task.generation, task.attempt, _runs(task), task.point_id, task.needs,
             task.place, task.done_s, task.saved_s, max(0.0, task.parent.until_lease_s - draft.moment.lease_s),
+            task.parent.answered,
         )
         for task in state.tasks.values()
         if task.parent is not None
@@ -140,12 +141,12 @@ def _take_over(state: State, fact: TasksHeld, held: HeldTask, draft: Draft) -> N
             known = replace(
                 known,
                 parent=ParentLease(
-                    LeaseId(order.above), 0, held.generation, until_s, answered=True, started=held.running
+                    LeaseId(order.above), 0, held.generation, until_s, answered=held.granted, started=held.running
                 ),
             )
         where = f"found running at {fact.engine}" if held.running else f"found reserved at {fact.engine}"
         draft.because(task_id, "found", f"{where}; this board did not know it", engine=fact.engine)
-    waits = known.phase is Phase.RESERVING and known.lease_id == held.lease_id
+    waits = not held.granted and not held.running
     stops = known.phase is Phase.STOPPING and known.engine == fact.engine
     task = replace(
         known,
@@ -165,10 +166,11 @@ def _take_over(state: State, fact: TasksHeld, held: HeldTask, draft: Draft) -> N
         why_waiting="",
         checkpoint_longer=held.order.checkpoint_longer,
     )
-    state.tasks[task_id] = task
     if task.parent is not None and task.phase is Phase.RESERVED:
         # it may wait for an answer that was lost with this board's machine
+        task = replace(task, parent=replace(task.parent, answered=True))
         tell_granted(state, task, task.needs, draft)
+    state.tasks[task_id] = task
     if stops:
         park = task.after_stop.value != "end"
         order_stop(state, task, draft, park=park, why=known.stop_why, after=known.after_stop)
