@@ -24,7 +24,7 @@ from qipan.engines.shim import Spec
 from qipan.engines.slurm import Slurm
 from qipan.engines.slurm_rest import properties, user_of
 from qipan.errors import InvalidInput, QipanError
-from qipan.events import EngineOffered, LeaseGranted, Reserve, Start, Stop
+from qipan.events import EngineOffered, LeaseGranted, Reserve, Start, Stop, TakeCensus, TasksHeld
 from qipan.hardware import BoardId, BoardSpec, ChipClassId, Pool, PoolId
 from qipan.leases import EngineId, LeaseId, Order, TaskId
 from qipan.workload import Launch, Task
@@ -192,6 +192,24 @@ def test_a_board_that_starts_while_the_daemon_is_away_parks_nothing(tmp_path):
     assert again.looks > 1
     assert not stop.exists()
     assert [offer.devices for fact in offers for offer in fact.offers] == [4]
+
+
+def test_a_board_that_asks_what_is_held_hears_whether_the_queue_gave_devices_yet(tmp_path):
+    """A Start for a job that waits in its queue would begin an attempt without devices."""
+    board = BoardSpec(BoardId("dc"), pools=(Pool(PoolId("dc/a"), BoardId("dc"), CHIP, 4, 4, 1),))
+    point = Point("p", (Need(CHIP, 2),), 1.0, 1.0, 1.0)
+    order = Order(TaskId("t"), "me", "t", Curve((point,), 10.0), 1, 0.0)
+    queue = Queue()
+    launcher = QueueLauncher(queue, poll_s=0.2)
+    engine = LeafEngine(EngineId("e"), board, tmp_path / "e", SystemClock(), tmp_path / "ckpt", launcher)
+    engine.reserve(Reserve(TaskId("t"), LeaseId("l"), 1, 1, order, point.needs, 60.0))
+    until(lambda: queue.submitted)
+    engine.census(TakeCensus(1, 1.0))
+    (tmp_path / "e" / "holds" / queue.submitted[0] / "granted.json").write_text('{"control": 1}')
+    until(lambda: any(isinstance(fact, LeaseGranted) for _, fact in engine.observe(0)))
+    engine.census(TakeCensus(1, 2.0))
+    told = [fact.held for _, fact in engine.observe(0) if isinstance(fact, TasksHeld)]
+    assert [[held.granted for held in entry] for entry in told] == [[False], [True]]
 
 
 def test_a_node_that_is_to_go_makes_no_room_among_devices_of_another_class(tmp_path):

@@ -103,6 +103,28 @@ def test_a_lease_for_a_task_that_was_just_found_under_an_earlier_one_is_answered
     assert not [one for one in again if isinstance(one, LeaseRefused)], "what was said twice is answered once"
 
 
+@pytest.mark.parametrize("granted", [True, False])
+def test_a_grant_that_was_lost_with_a_machine_is_found_in_its_census_and_one_to_come_is_waited_for(granted):
+    """A data centre that began from nothing answers what its parent takes for numbers of its earlier life: its grant was dropped, and the
+    region waited for it for ever."""
+    region, dc, need = State(BoardId("east"), Settings(), top=False), EngineId("dc"), (Need(FAST, 1),)
+    offer = Offer(FAST, 4, (AskStep(4, TARIFF),), 4, TARIFF, "dc", "east")
+    asked = Reserve(TaskId("a"), LeaseId("cn-1"), 1, 1, order("a"), (), 60.0)
+    decide(region, [EngineOffered(dc, (offer,), chooses=True), CommandReceived(asked)], Moment(0, 0))
+    task = region.tasks[TaskId("a")]
+    assert task.phase is Phase.RESERVING
+    decide(region, [EngineAttached(dc)], Moment(1, 1))
+    below = replace(order("a"), above="cn-1")
+    held = HeldTask(below, task.lease_id, 2, 0, False, "", need, "", 0.0, 0.0, 20.0, granted)
+    told = decide(region, [TasksHeld(dc, 0, 1.0, (held,))], Moment(2, 2)).reports
+    assert region.tasks[TaskId("a")].phase is (Phase.RESERVED if granted else Phase.RESERVING)
+    if not granted:
+        told = decide(region, [LeaseGranted(TaskId("a"), task.lease_id, dc, 2, need)], Moment(3, 3)).reports
+    assert [one.lease_id for one in told if isinstance(one, LeaseGranted)] == ["cn-1"]
+    task = region.tasks[TaskId("a")]
+    assert (task.phase, task.parent.answered) == (Phase.RESERVED, True)
+
+
 def lost_after(state: State, number: int, saved_s: float, *, told: bool) -> str:
     """Attempt `number` of task a is lost, with this much saved; `told` before, while it ran.  What is decided of it."""
     run_until_started(state, "a", float(number))

@@ -189,6 +189,7 @@ class LeafEngine:
             HeldTask(
                 held.order, held.lease_id, held.generation, held.attempt or held.order.attempt, held.attempt > 0,
                 held.point_id, held.needs, self.engine, held.saved_s, held.saved_s, max(0.0, held.until_lease_s - now_s),
+                held.granted,
             )
             for held in self.journal.held.values()
         )  # fmt: skip
