@@ -7,6 +7,7 @@ import pytest
 import qipan.scheduler
 from qipan.curves import Need
 from qipan.events import (
+    BudgetReached,
     CancelRequested,
     CommandReceived,
     EngineAttached,
@@ -34,9 +35,9 @@ from worlds import FAST, SLOW, TARIFF, order
 ENGINE = EngineId("engine")
 
 
-def leaf_state(devices: int = 4) -> State:
+def leaf_state(devices: int = 4, **settings: object) -> State:
     """A board with one directly called engine of `devices` fast chips."""
-    state = State(BoardId("dc"), Settings())
+    state = State(BoardId("dc"), Settings(**settings))  # type: ignore[arg-type]
     offer = Offer(FAST, devices, (), devices, TARIFF, "dc", "east")
     decide(state, [EngineOffered(ENGINE, (offer,), chooses=False)], Moment(0, 0))
     return state
@@ -123,6 +124,25 @@ def test_a_grant_that_was_lost_with_a_machine_is_found_in_its_census_and_one_to_
     assert [one.lease_id for one in told if isinstance(one, LeaseGranted)] == ["cn-1"]
     task = region.tasks[TaskId("a")]
     assert (task.phase, task.parent.answered) == (Phase.RESERVED, True)
+
+
+@pytest.mark.parametrize(
+    ("fact", "then"),
+    [(CancelRequested(TaskId("a"), "me"), "cancelled"), (BudgetReached(TaskId("a"), 1, 1), Phase.PARKED)],
+)
+def test_what_was_told_to_stop_at_a_board_that_fell_silent_is_not_placed_anew(fact, then):
+    """`on_partition: restart` brought a cancelled task back, and one whose budget was spent."""
+    state, dc = State(BoardId("cn"), Settings()), EngineId("dc")
+    offer = Offer(FAST, 4, (AskStep(4, TARIFF),), 4, TARIFF, "dc", "east")
+    offered = EngineOffered(dc, (offer,), chooses=True)
+    decide(state, [offered, TaskSubmitted(order("a", on_partition="restart"), 0)], Moment(0, 0))
+    task = state.tasks[TaskId("a")]
+    decide(state, [LeaseGranted(TaskId("a"), task.lease_id, dc, task.generation, task.needs)], Moment(1, 1))
+    elsewhere = replace(offered, engine=EngineId("dc2"), offers=(replace(offer, site="dc2"),))
+    decide(state, [fact, elsewhere], Moment(2, 2))
+    silent = decide(state, [], Moment(100, 100))
+    assert (silent.commands, [one.verdict for one in silent.reasons][0]) == ((), "moved")
+    assert state.over.get(TaskId("a")) == then or state.tasks[TaskId("a")].phase is then
 
 
 def lost_after(state: State, number: int, saved_s: float, *, told: bool) -> str:

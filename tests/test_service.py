@@ -10,19 +10,22 @@ from qipan.cli.forecasts import hours_in, record_in, time_text
 from qipan.curves import Need
 from qipan.errors import Infeasible, InvalidInput
 from qipan.events import (
+    BoardStarted,
     BudgetRaised,
     BudgetReached,
     CancelRequested,
     DevicesBusy,
     EngineOffered,
+    HeldTask,
     Reserve,
     Resize,
     Stop,
+    TasksHeld,
     TaskSubmitted,
 )
 from qipan.forecast import Busy, Forecast, learnt, steps_of
 from qipan.hardware import BoardId
-from qipan.leases import AskStep, EngineId, Offer, Order, TaskId
+from qipan.leases import AskStep, EngineId, LeaseId, Offer, Order, TaskId
 from qipan.planning import order_of, plan_service
 from qipan.scheduler import Moment, Phase, State, decide
 from qipan.scheduler.limits import why_waiting_text
@@ -32,7 +35,7 @@ from qipan.scheduler.why import why_waiting
 from qipan.workload.parse import parse_task
 from qipan.workload.site import load_site
 from test_quota import of, parked
-from test_scheduler import commands, leaf_state, run_until_started
+from test_scheduler import ENGINE, commands, leaf_state, run_until_started
 from worlds import FAST, TARIFF, order
 
 pytestmark = pytest.mark.computes
@@ -327,6 +330,53 @@ def test_a_lent_replica_can_be_cancelled_and_a_spent_budget_goes_before_the_fore
     told(state, at(48), BudgetRaised(TaskId("chat.r3"), 3, "bob"))
     assert state.tasks[TaskId("chat.r3")].phase is Phase.LENT, "it is not asked for at this hour"
     assert told(state, at(49), CancelRequested(TaskId("chat.r3"), "bob")).ended == (("chat.r3", "cancelled"),)
+
+
+@pytest.mark.parametrize("fact", [None, BudgetReached(TaskId("chat.r2"), 1, 1)])
+def test_one_that_waited_for_a_seat_on_a_large_board_and_waits_no_more_stops_nobody(fact):
+    """A board whose replica was lent while another gave devices up for it could not decide any more."""
+    state = leaf_state(1, look_at_all_up_to=0)
+    told(state, at(22), TaskSubmitted(order("cheap", counts=(1,)), 0))
+    run_until_started(state, "cheap", at(22))
+    told(state, at(22.99), TaskSubmitted(replica(2, bid=50 * TARIFF), 0))
+    assert state.tasks[TaskId("chat.r2")].promised
+    told(state, at(23), parked(state, "cheap", at(23)), *([] if fact is None else [fact]))
+    waiting = state.tasks[TaskId("chat.r2")]
+    assert waiting.phase is (Phase.LENT if fact is None else Phase.PARKED)
+    assert state.tasks[TaskId("cheap")].phase is Phase.RESERVING
+
+
+def test_a_service_that_ends_while_one_of_its_replicas_parks_for_its_budget_is_over():
+    state = serving(at(18), 3, until_s=at(20))
+    name = TaskId("chat.r3")
+    told(state, at(19.999), BudgetReached(name, 1, 1))
+    told(state, at(20))
+    told(state, at(20.001), parked(state, name, at(20.001)))
+    assert state.over == {name: "done"}
+
+
+def test_a_replica_that_a_board_remembers_as_lent_and_finds_running_keeps_no_devices_from_others():
+    """The board's store was an older copy of itself."""
+    state = serving(at(18), 3, devices=2)
+    name = TaskId("chat.r3")
+    told(state, at(23))
+    told(state, at(23.01), parked(state, name, at(23.01)))
+    lent = state.tasks[name]
+    assert (lent.phase, lent.lent) == (Phase.LENT, (Need(FAST, 1),))
+    point = lent.order.curve.points[0].point_id
+    held = HeldTask(lent.order, LeaseId("x"), 9, 2, True, point, lent.lent, "engine", 0.0, 0.0, 20.0)
+    told(state, at(42), BoardStarted((ENGINE,), True))
+    told(state, at(42.001), TasksHeld(ENGINE, 0, at(42), (held,)))
+    rigid = TaskSubmitted(order("rigid", counts=(1,), elastic=False, preemptible=False), 0)
+    assert commands(told(state, at(42.01), rigid), Reserve)
+
+
+def test_while_a_replica_parks_the_devices_that_nobody_holds_are_not_kept_for_it_as_well():
+    state = serving(at(18), 3, devices=2)
+    told(state, at(23))
+    assert state.tasks[TaskId("chat.r3")].phase is Phase.STOPPING
+    rigid = TaskSubmitted(order("rigid", counts=(1,), elastic=False, preemptible=False), 0)
+    assert commands(told(state, at(23), rigid), Reserve)
 
 
 def test_a_state_with_lent_replicas_is_kept_and_goes_on_alike():

@@ -164,6 +164,9 @@ def _take_over(state: State, fact: TasksHeld, held: HeldTask, draft: Draft) -> N
         saved_s=max(known.saved_s, held.saved_s),
         lease_until_s=lease_s + state.settings.lease_s,
         why_waiting="",
+        promised_until_s=0.0,
+        promised="",
+        lent=known.lent if stops else (),
         checkpoint_longer=held.order.checkpoint_longer,
     )
     if task.parent is not None and task.phase is Phase.RESERVED:

@@ -34,7 +34,7 @@ from qipan.scheduler.state import (
     park_at_s,
 )
 from qipan.scheduler.tides import turn
-from qipan.scheduler.transitions import give_back, order_stop, to_queue
+from qipan.scheduler.transitions import after_stop, give_back, order_stop, to_queue
 
 
 def decide(state: State, facts: Sequence[Fact], moment: Moment) -> Decision:
@@ -81,8 +81,8 @@ def look(state: State, draft: Draft) -> None:
 
 def lapse(state: State, draft: Draft) -> None:
     """A task whose lease from the parent runs out is parked, early enough to have ended by then.  One at an engine silent beyond its lease and the
-    margin is placed anew if it asked for that (`on_partition: restart`).  An engine that refused a task may be
-    asked again after a while; devices promised to one that did not come are not waited for.  Forecasts change."""
+    margin is placed anew if it asked for that (`on_partition: restart`), or is what its stop was ordered for.  An engine that refused a task may
+    be asked again after a while; devices promised to one that did not come are not waited for.  Forecasts change."""
     lease_s, now_s = draft.moment.lease_s, draft.moment.now_s
     for task_id in state.tasks.lease_due.take(lease_s):
         task = state.tasks[task_id]
@@ -95,19 +95,21 @@ def lapse(state: State, draft: Draft) -> None:
                 order_stop(state, task, draft, park=True, why=why, after=AfterStop.RETURN)
         elif state.moves_when_silent(task):
             assert task.engine is not None
+            stops = task.phase is Phase.STOPPING
+            then = "it counts as stopped" if stops else f"placed anew from {task.saved_s:.1f} s of saved work"
             draft.because(
                 task.task_id,
                 "moved",
-                f"{task.engine} was silent for the whole lease and a margin of {state.settings.margin_s:g} s;"
-                f" placed anew from {task.saved_s:.1f} s of saved work",
+                f"{task.engine} was silent for the whole lease and a margin of {state.settings.margin_s:g} s; {then}",
                 engine=task.engine,
             )
             again_s = now_s + state.settings.lease_s
-            state.tasks[task.task_id] = replace(
-                to_queue(task, draft),
-                refused=(*task.refused, (task.engine, again_s)),
-                generation=task.generation + 1,
-            )
+            refused = (*task.refused, (task.engine, again_s))
+            task = replace(task, refused=refused, generation=task.generation + 1)
+            if stops:
+                after_stop(state, task, draft)
+            else:
+                state.tasks[task.task_id] = to_queue(task, draft)
     for task_id in state.tasks.time_due.take(now_s):
         task = state.tasks[task_id]
         state.tasks[task_id] = replace(

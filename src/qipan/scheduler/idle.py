@@ -8,12 +8,13 @@ it up again: borrowers give the devices back within the notice, and nobody else 
 from dataclasses import replace
 
 from qipan.events import DevicesBusy, TaskWoken
-from qipan.leases import EngineId
+from qipan.leases import EngineId, TaskId
 from qipan.quantities import format_duration
 from qipan.quota import Idle, QuotaRule
 from qipan.rules import Holdings, may_borrow
 from qipan.scheduler.asks import offered
 from qipan.scheduler.state import AfterStop, Draft, Phase, State, TaskState, named_to
+from qipan.scheduler.tasks import LentDevices
 from qipan.scheduler.transitions import order_stop, to_queue
 
 
@@ -116,38 +117,54 @@ def _due_s(state: State, task: TaskState) -> float | None:
 
 def _stands_on_lent(state: State, task: TaskState) -> bool:
     chip = task.needs[0].chip_class
-    claimed = sum(
-        need.devices
-        for task_id in state.tasks.lent
-        for need in state.tasks[task_id].lent
-        if task_id != task.task_id and need.chip_class == chip
-    )
-    return claimed > Holdings(offered(state), state.tasks.held_by, {}).free({chip})
+    lent = lent_of(state).get(chip)
+    return lent is not None and lent.devices > Holdings(offered(state), state.tasks.held_by, {}).free({chip})
 
 
-def kept_of_lent(state: State, task: TaskState, chip: str, stop_s: float, *, parks: bool) -> tuple[int, str]:
-    """Devices of lent leases that `task` may not take, and why: all of those that were woken; of the others for a task that does not park
-    within their notice.  Who takes up a lent lease itself is kept from none: those that do share them by their bids."""
-    kept, why = 0, ""
-    if task.lent and task.phase is Phase.QUEUED:
-        return kept, why
-    for task_id in sorted(state.tasks.lent):
-        other = state.tasks[task_id]
-        devices = sum(need.devices for need in other.lent if need.chip_class == chip)
-        notice_s = notice_s_of(state, other)
-        if task_id == task.task_id or not devices or notice_s is None:
-            continue
-        if other.phase is Phase.QUEUED:
-            name = named_to(task, other)
-            kept, why = kept + devices, f"{name} takes up its lease of {devices} devices again"
-        elif not parks or stop_s > notice_s:
-            kept += devices
-            idle = "stand idle and" if other.order.hours is None else "are not asked for by its forecast now,"
-            why = why or (
-                f"{devices} devices of {named_to(task, other)} {idle} are lent to tasks that park within"
-                f" {format_duration(notice_s)}"
-            )
-    return kept, why
+def kept_of_lent(
+    state: State, task: TaskState, chip: str, stop_s: float, *, parks: bool
+) -> tuple[int, TaskId | None]:
+    """Devices of lent leases that `task` may not take, and of which lease: all of those that were woken; of the others for a task that does not
+    park within their notice.  Who takes up a lent lease itself is kept from none: those that do share them by their bids."""
+    lent = lent_of(state).get(chip)
+    if lent is None or (task.lent and task.phase is Phase.QUEUED):
+        return 0, None
+    asleep = [one for notice_s, one in lent.asleep.items() if not parks or stop_s > notice_s]
+    kept = lent.woken + sum(devices for devices, _ in asleep)
+    return kept, lent.last_woken or min((first for _, first in asleep), default=None)
 
 
-__all__ = ["devices_busy", "idle_rule", "kept_of_lent", "lend_idle", "next_due_s", "notice_s_of", "woken"]
+def lent_of(state: State) -> dict[str, LentDevices]:
+    """Chip class -> what is lent of it.  Of a task that still parks nothing is: it holds its devices."""
+    tasks = state.tasks
+    if tasks.lent_of is None or tasks.lent_of[0] is not state.rules:
+        found: dict[str, LentDevices] = {}
+        for task_id in sorted(tasks.lent):
+            task = tasks[task_id]
+            notice_s = notice_s_of(state, task)
+            if notice_s is not None and task.engine is None:
+                for need in task.lent:
+                    lent = found.setdefault(need.chip_class, LentDevices())
+                    if task.phase is Phase.QUEUED:
+                        lent.woken, lent.last_woken = lent.woken + need.devices, task_id
+                    else:
+                        devices, first = lent.asleep.get(notice_s, (0, task_id))
+                        lent.asleep[notice_s] = (devices + need.devices, first)
+        tasks.lent_of = (state.rules, found)
+    return tasks.lent_of[1]
+
+
+def why_kept(state: State, task: TaskState, chip: str, lent: TaskId) -> str:
+    """To the owner of `task`, which may not take the devices of that lease."""
+    other = state.tasks[lent]
+    devices, name = sum(need.devices for need in other.lent if need.chip_class == chip), named_to(task, other)
+    if other.phase is Phase.QUEUED:
+        return f"{name} takes up its lease of {devices} devices again"
+    idle = "stand idle and" if other.order.hours is None else "are not asked for by its forecast now,"
+    notice = format_duration(notice_s_of(state, other) or 0.0)
+    return f"{devices} devices of {name} {idle} are lent to tasks that park within {notice}"
+
+
+__all__ = [
+    "devices_busy", "idle_rule", "kept_of_lent", "lend_idle", "next_due_s", "notice_s_of", "why_kept", "woken",
+]  # fmt: skip

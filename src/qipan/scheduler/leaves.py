@@ -260,9 +260,8 @@ def take_promised(state: State, draft: Draft) -> dict[str, int]:
     now_s, policy = draft.moment.now_s, state.settings.policy
     promised = [state.tasks[task_id] for task_id in state.tasks.promised]
     for task in sorted(promised, key=lambda task: rank_of(task, now_s, policy)):
-        _, seats = _bidder(state, task, draft)
-        seat = seats.get(task.promised)
-        if task.phase is not Phase.QUEUED or seat is None:
+        seat = _bidder(state, task, draft)[1].get(task.promised) if task.phase is Phase.QUEUED else None
+        if seat is None:  # it waits no more, or may not have it now
             state.tasks[task.task_id] = replace(task, promised="", promised_until_s=0.0)
             continue
         whole = all(free.get(key, 0) >= devices for key, devices in seat.needs)

@@ -10,7 +10,7 @@ from qipan.quota import QuotaRule
 from qipan.rules import Holdings, Refusal, entitled, may_borrow, refusal
 from qipan.scheduler.asks import engine_key, offered
 from qipan.scheduler.bids import progress_value
-from qipan.scheduler.idle import kept_of_lent, notice_s_of
+from qipan.scheduler.idle import kept_of_lent, notice_s_of, why_kept
 from qipan.scheduler.preemptions import note, parked_enough, spared_by
 from qipan.scheduler.state import AfterStop, Draft, Phase, State, TaskState
 from qipan.scheduler.transitions import order_stop
@@ -53,9 +53,9 @@ def refused_by_rule(
     if no is not None or not state.tasks.lent:
         return no
     parks = may_borrow(task.order, state.rules) and enough is None
-    kept, why = kept_of_lent(state, task, chip, point.stop_s, parks=parks)
-    if kept and holdings.free({chip}) - kept < more:
-        return Refusal("idle", why)
+    kept, lent = kept_of_lent(state, task, chip, point.stop_s, parks=parks)
+    if lent is not None and holdings.free({chip}) - kept < more:
+        return Refusal("idle", why_kept(state, task, chip, lent))
     return None
 
 

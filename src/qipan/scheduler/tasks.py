@@ -41,6 +41,20 @@ class MovableLine:
 
 
 @dataclass(slots=True)
+class LentDevices:
+    """Of one chip class, kept by `idle`: devices of woken leases, and the last of those; of the others, notice in seconds -> (devices, the
+    first)."""
+
+    woken: int = 0
+    last_woken: TaskId | None = None
+    asleep: dict[float, tuple[int, TaskId]] = field(default_factory=dict)
+
+    @property
+    def devices(self) -> int:
+        return self.woken + sum(devices for devices, _ in self.asleep.values())
+
+
+@dataclass(slots=True)
 class Group:
     """Waiting tasks alike in curve, limits, tenant and money."""
 
@@ -145,7 +159,8 @@ class Tasks(dict[TaskId, "TaskState"]):
         self.refusing: set[TaskId] = set()  # some engine refused it lately
         self.promised: set[TaskId] = set()  # a seat is being freed for it
         self.idle: set[TaskId] = set()  # its devices hardly work
-        self.lent: set[TaskId] = set()  # it was parked for standing idle
+        self.lent: set[TaskId] = set()  # it was parked for standing idle, or by its forecast
+        self.lent_of: tuple[object, dict[str, LentDevices]] | None = None  # under which rules, kept by `idle`
         self.from_parent_waiting: set[TaskId] = set()
         self.gangs: set[TaskId] = set()  # waiting tasks that are one of several in a gang
         self.lease_due = Due(lease_due_s, self)
@@ -189,6 +204,8 @@ class Tasks(dict[TaskId, "TaskState"]):
             self.idle ^= {task_id}
         if bool(task.lent) is not (before is not None and bool(before.lent)):
             self.lent ^= {task_id}
+        if task.lent or (before is not None and before.lent):
+            self.lent_of = None
         if task.refused:
             self.refusing.add(task_id)
         elif before is not None and before.refused:
@@ -220,6 +237,7 @@ class Tasks(dict[TaskId, "TaskState"]):
         self.promised.discard(task_id)
         self.idle.discard(task_id)
         self.lent.discard(task_id)
+        self.lent_of = None
         self.steps_down.pop(task_id, None)
         self.bids.pop(task_id, None)
         self._note_moved(task_id, task)

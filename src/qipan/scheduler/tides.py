@@ -22,7 +22,7 @@ def turn(state: State, task: TaskState, draft: Draft) -> None:
     if hours.wanted(now_s):
         _rise(state, task, draft)
     elif task.phase is Phase.STOPPING:
-        if task.after_stop is AfterStop.QUEUE:
+        if task.after_stop is AfterStop.QUEUE or (task.after_stop is AfterStop.KEEP and hours.over(now_s)):
             state.tasks[task.task_id] = replace(task, after_stop=AfterStop.LEND)
     elif task.engine is not None:
         why = hours.lent_text(now_s)
