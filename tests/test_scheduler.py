@@ -126,6 +126,79 @@ def test_a_grant_that_was_lost_with_a_machine_is_found_in_its_census_and_one_to_
     assert (task.phase, task.parent.answered) == (Phase.RESERVED, True)
 
 
+def started_below(*, told: bool) -> tuple[State, HeldTask]:
+    """A region whose data centre was told to start task a, and what that would say it holds; `told`: it said that it runs."""
+    region, dc = State(BoardId("east"), Settings(), top=False), EngineId("dc")
+    offer = Offer(FAST, 4, (AskStep(4, TARIFF),), 4, TARIFF, "dc", "east")
+    asked = Reserve(TaskId("a"), LeaseId("cn-1"), 1, 1, order("a"), (), 600.0)
+    start = CommandReceived(Start(TaskId("a"), LeaseId("cn-1"), 1, 2, 1, order("a").curve.points))
+    decide(region, [EngineOffered(dc, (offer,), chooses=True), CommandReceived(asked)], Moment(0, 0))
+    task = region.tasks[TaskId("a")]
+    granted = LeaseGranted(TaskId("a"), task.lease_id, dc, task.generation, task.needs)
+    decide(region, [granted, start], Moment(1, 1))
+    task = region.tasks[TaskId("a")]
+    assert task.phase is Phase.STARTING
+    started = TaskStarted(
+        task.task_id, task.lease_id, dc, task.generation, 1, task.point_id, task.needs, "dc/engine"
+    )
+    if told:
+        decide(region, [started], Moment(2, 2))
+    below = replace(order("a"), above="cn-1")
+    held = HeldTask(
+        below,
+        task.lease_id,
+        task.generation,
+        1,
+        True,
+        task.point_id,
+        task.needs,
+        started.place,
+        0.0,
+        0.0,
+        20.0,
+    )
+    return region, held
+
+
+def test_a_start_that_was_lost_with_a_machine_is_told_further_up_once_a_census_finds_it():
+    """The nation took the task for starting until it ended: nothing that runs there could be taken back for an owner."""
+    region, held = started_below(told=False)
+    decide(region, [EngineAttached(EngineId("dc"))], Moment(3, 3))
+    reports = decide(region, [TasksHeld(EngineId("dc"), 0, 3.0, (held,))], Moment(4, 4)).reports
+    told = [one for one in reports if isinstance(one, TaskStarted)]
+    assert [(one.lease_id, one.point_id, one.place) for one in told] == [
+        ("cn-1", held.point_id, "east/dc/engine")
+    ]
+
+
+@pytest.mark.parametrize("how", ["done", "failed", "cancelled"])
+def test_an_end_that_was_lost_with_a_machine_is_told_further_up_once_a_census_finds_it(how):
+    """The region heard in a census that the task was over, and said nothing: the nation waited for it for ever."""
+    region, held = started_below(told=True)
+    nation, east = State(BoardId("cn"), Settings()), EngineId("east")
+    offer = Offer(FAST, 4, (AskStep(4, TARIFF),), 4, TARIFF, "dc", "east")
+    decide(nation, [EngineOffered(east, (offer,), chooses=True), TaskSubmitted(order("a"), 0)], Moment(0, 0))
+    above = nation.tasks[TaskId("a")]
+    decide(
+        nation, [LeaseGranted(TaskId("a"), above.lease_id, east, above.generation, above.needs)], Moment(1, 1)
+    )
+    decide(region, [EngineAttached(EngineId("dc"))], Moment(3, 3))
+    over = TasksHeld(EngineId("dc"), 0, 3.0, (), ((TaskId("a"), how),))
+    reports = decide(region, [over], Moment(4, 4)).reports
+    [told] = [one for one in reports if isinstance(one, LeaseRefused)]
+    ended = decide(nation, [replace(told, lease_id=above.lease_id)], Moment(5, 5)).ended
+    assert (region.over, nation.over, ended) == ({"a": how}, {"a": how}, (("a", how),))
+
+
+def test_a_start_for_a_task_that_has_ended_here_is_answered_with_how_it_ended():
+    region, held = started_below(told=True)
+    decide(region, [EngineAttached(EngineId("dc"))], Moment(3, 3))
+    decide(region, [TasksHeld(EngineId("dc"), 0, 3.0, (), ((TaskId("a"), "done"),))], Moment(4, 4))
+    again = CommandReceived(Start(TaskId("a"), LeaseId("cn-1"), 1, 4, 2, held.order.curve.points))
+    [told] = [one for one in decide(region, [again], Moment(5, 5)).reports if isinstance(one, LeaseRefused)]
+    assert (told.why, told.over) == ("no such lease here", "done")
+
+
 @pytest.mark.parametrize(
     ("fact", "then"),
     [(CancelRequested(TaskId("a"), "me"), "cancelled"), (BudgetReached(TaskId("a"), 1, 1), Phase.PARKED)],

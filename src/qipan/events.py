@@ -349,11 +349,15 @@ class LeaseGranted:
 
 @dataclass(frozen=True, slots=True)
 class LeaseRefused:
+    """The lease is not given, or is no longer held.  `over`: how the task ended there, empty where it did not; its exit was said, and may be
+    lost with the numbers of a board that started from nothing."""
+
     task_id: TaskId
     lease_id: LeaseId
     engine: EngineId
     generation: int
     why: str
+    over: str = ""
     kind: ClassVar[str] = "lease_refused"
     cause: ClassVar[bool] = False
 

@@ -66,6 +66,7 @@ from qipan.scheduler.transitions import (
     refuse,
     release_stray,
     tell_granted,
+    tell_over,
     to_queue,
 )
 
@@ -411,6 +412,9 @@ def _lease_refused(state: State, fact: LeaseRefused, draft: Draft) -> None:
     if task is None:
         return
     task = replace(task, generation=max(task.generation, fact.generation))
+    if fact.over and not (task.phase is Phase.STOPPING and task.after_stop is AfterStop.END):
+        tell_over(state, task, fact.engine, fact.over, draft)
+        return
     if task.phase is Phase.STOPPING:  # it never had the lease, or has it no more: that is as good as stopped
         after_stop(state, task, draft)
         return

@@ -8,11 +8,18 @@ any more waits again.  An engine that was started again is asked too, and is giv
 
 from dataclasses import replace
 
-from qipan.events import BoardStarted, EngineOffered, HeldTask, TakeCensus, TasksHeld
+from qipan.events import BoardStarted, EngineOffered, HeldTask, TakeCensus, TasksHeld, TaskStarted
 from qipan.leases import EngineId, LeaseId
 from qipan.scheduler.asks import asks_of, outs_of
 from qipan.scheduler.state import Draft, ParentLease, Phase, State, TaskState, ToEngine
-from qipan.scheduler.transitions import after_stop, end, order_stop, release_stray, tell_granted, to_queue
+from qipan.scheduler.transitions import (
+    after_stop,
+    order_stop,
+    release_stray,
+    tell_granted,
+    tell_over,
+    to_queue,
+)
 
 #: so many ended tasks are named in a census, the newest
 OVER_MAX = 10_000
@@ -90,8 +97,7 @@ def count(state: State, fact: TasksHeld, draft: Draft) -> None:
     for task_id, how in fact.over:
         known = state.tasks.get(task_id)
         if known is not None:
-            draft.because(task_id, "found", f"it ended at {fact.engine}: {how}", engine=fact.engine)
-            end(state, known, how, draft, report=False)
+            tell_over(state, known, fact.engine, how, draft)
         state.over.setdefault(task_id, how)
     held = {entry.order.task_id: entry for entry in fact.held}
     for task_id, entry in held.items():
@@ -141,7 +147,12 @@ def _take_over(state: State, fact: TasksHeld, held: HeldTask, draft: Draft) -> N
             known = replace(
                 known,
                 parent=ParentLease(
-                    LeaseId(order.above), 0, held.generation, until_s, answered=held.granted, started=held.running
+                    LeaseId(order.above),
+                    0,
+                    held.generation,
+                    until_s,
+                    answered=held.granted,
+                    started=held.running,
                 ),
             )
         where = f"found running at {fact.engine}" if held.running else f"found reserved at {fact.engine}"
@@ -169,10 +180,17 @@ def _take_over(state: State, fact: TasksHeld, held: HeldTask, draft: Draft) -> N
         lent=known.lent if stops else (),
         checkpoint_longer=held.order.checkpoint_longer,
     )
+    # the parent may wait for an answer that was lost with a machine's numbers
     if task.parent is not None and task.phase is Phase.RESERVED:
-        # it may wait for an answer that was lost with this board's machine
         task = replace(task, parent=replace(task.parent, answered=True))
         tell_granted(state, task, task.needs, draft)
+    elif task.parent is not None and task.phase is Phase.RUNNING and known.phase is Phase.STARTING:
+        draft.reports.append(
+            TaskStarted(
+                task_id, task.parent.lease_id, EngineId(state.board), task.generation, task.attempt,
+                task.point_id, task.needs, task.place,
+            )
+        )  # fmt: skip
     state.tasks[task_id] = task
     if stops:
         park = task.after_stop.value != "end"

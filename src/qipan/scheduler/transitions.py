@@ -92,7 +92,10 @@ def give_back(state: State, task: TaskState, draft: Draft, why: str, *, cancelle
 
 
 def refuse(state: State, task_id: TaskId, lease_id: str, generation: int, why: str, draft: Draft) -> None:
-    draft.reports.append(LeaseRefused(task_id, LeaseId(lease_id), EngineId(state.board), generation, why))
+    over = state.over.get(task_id, "")
+    draft.reports.append(
+        LeaseRefused(task_id, LeaseId(lease_id), EngineId(state.board), generation, why, over)
+    )
 
 
 def end(state: State, task: TaskState, how: str, draft: Draft, *, why: str = "", report: bool = True) -> None:
@@ -105,6 +108,12 @@ def end(state: State, task: TaskState, how: str, draft: Draft, *, why: str = "",
         draft.because(task.task_id, "failed", why or "the task failed")
     if task.order.stages and task.parent is None:
         _stage_ended(state, task.order, how, draft)
+
+
+def tell_over(state: State, task: TaskState, engine: EngineId, how: str, draft: Draft) -> None:
+    """It ended where it was placed, and the word of that was lost."""
+    draft.because(task.task_id, "found", f"it ended at {engine}: {how}", engine=engine)
+    end(state, task, how, draft)
 
 
 def begin_behind(state: State, task: TaskState, draft: Draft) -> None:
