@@ -14,6 +14,7 @@ from qipan.scheduler import Moment, State, decide
 from qipan.scheduler.entered import HOME, NEAR
 from qipan.twin import Happening, World, arrivals, build_world, check_end, check_world
 from qipan.twin.world import cut_off
+from test_scheduler import leaf_state
 from test_twin import BOARDS, run_storm
 from worlds import FAST, SLOW, TARIFF, leaf, nation, order
 
@@ -162,6 +163,18 @@ def test_home_is_chosen_exactly_when_no_other_place_is_worth_so_much_more(places
     best = max(can, key=lambda number: worth[number])
     if sorted(worth[number] for number in can)[-2:][0] < worth[best] - 1.0 or len(can) == 1:
         assert [one.engine for one in sent] == ["dc3" if best == 2 else "east"]
+
+
+@pytest.mark.parametrize(
+    ("ask", "largest", "goes"), [(TARIFF // 10, 4, "east"), (1000 * TARIFF, 4, "engine"), (0, 0, "engine")]
+)
+def test_a_board_with_chips_of_its_own_keeps_what_could_not_pay_for_its_home(ask, largest, goes):
+    """Its home had devices to give up for a thousand times as much: the task waited for them beside free ones."""
+    state = leaf_state()
+    offer = Offer(FAST, 4, (AskStep(4, ask),), largest, TARIFF, "east", "east")
+    decide(state, [EngineOffered(EngineId("east"), (offer,), chooses=True)], Moment(0, 0))
+    placed = decide(state, [TaskSubmitted(order("t", entered_at="east"), 0)], Moment(1, 1)).commands
+    assert [(sent.engine, type(sent.command)) for sent in placed] == [(goes, Reserve)]
 
 
 def test_a_board_with_chips_of_its_own_sends_it_home_first():

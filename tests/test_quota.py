@@ -6,7 +6,16 @@ import pytest
 
 from qipan.controller import verify
 from qipan.errors import InvalidInput
-from qipan.events import EngineOffered, Reserve, RulesSet, Stop, TaskExited, TaskSubmitted
+from qipan.events import (
+    EngineOffered,
+    LeaseGranted,
+    Reserve,
+    RulesSet,
+    Stop,
+    TaskExited,
+    TaskStarted,
+    TaskSubmitted,
+)
 from qipan.hardware import BoardId
 from qipan.leases import AskStep, EngineId, Offer, TaskId, Usage
 from qipan.quota import Loan, QuotaRule
@@ -224,3 +233,45 @@ def test_quota_storm(seed):
 def test_quota_storms_by_the_thousand():
     for seed in range(20_000, 25_000):
         run_quota_storm(seed, LARGE if seed % 2 else Settings())
+
+
+def occupied(rule: QuotaRule, chooses: bool) -> State:
+    """Bob runs on all of east and west, under one engine each or as two sites of one board below; 4 devices are alice's."""
+    state = State(BoardId("cn"), Settings())
+    sites = [Offer(FAST, 4, (AskStep(4, 0),), 4, TARIFF, name, name) for name in ("east", "west")]
+    boards = {"below": tuple(sites)} if chooses else {offer.site: (offer,) for offer in sites}
+    there = [EngineOffered(EngineId(name), offers, chooses) for name, offers in boards.items()]
+    decide(state, [*there, RulesSet((rule,))], Moment(0, 0))
+    for name in ("east", "west"):
+        decide(state, [of("bob", name, 4, bid=50 * TARIFF, regions=(name,))], Moment(1, 1))
+        task = state.tasks[TaskId(name)]
+        granted = LeaseGranted(task.task_id, task.lease_id, task.engine, task.generation, task.needs)
+        decide(state, [granted], Moment(1, 1))
+        task = state.tasks[TaskId(name)]
+        started = TaskStarted(
+            task.task_id,
+            task.lease_id,
+            task.engine,
+            task.generation,
+            1,
+            task.point_id,
+            task.needs,
+            f"{name}/engine",
+        )
+        decide(state, [started], Moment(1, 1))
+    return state
+
+
+@pytest.mark.parametrize("chooses", [False, True])
+def test_devices_are_taken_back_where_the_owners_task_may_run(chooses):
+    """What a borrower gave back in another region lay idle: the owner's task might not go there, nobody else could have it."""
+    loan = Loan(100.0, 0.0, 0.0)
+    state = occupied(QuotaRule("*", "alice", ("sim/*",), floor=4, loan=loan), chooses)
+    back = decide(state, [of("alice", "a", 4, regions=("west",))], Moment(100, 100))
+    assert [command.task_id for command in commands(back, Stop)] == ["west"]
+    nowhere = decide(
+        occupied(QuotaRule("*", "alice", ("sim/*",), floor=4, loan=loan), chooses),
+        [of("alice", "a", 4, regions=("north",))],
+        Moment(100, 100),
+    )
+    assert commands(nowhere, Stop) == []

@@ -174,7 +174,7 @@ def test_a_start_that_was_lost_with_a_machine_is_told_further_up_once_a_census_f
 @pytest.mark.parametrize("how", ["done", "failed", "cancelled"])
 def test_an_end_that_was_lost_with_a_machine_is_told_further_up_once_a_census_finds_it(how):
     """The region heard in a census that the task was over, and said nothing: the nation waited for it for ever."""
-    region, held = started_below(told=True)
+    region, _ = started_below(told=True)
     nation, east = State(BoardId("cn"), Settings()), EngineId("east")
     offer = Offer(FAST, 4, (AskStep(4, TARIFF),), 4, TARIFF, "dc", "east")
     decide(nation, [EngineOffered(east, (offer,), chooses=True), TaskSubmitted(order("a"), 0)], Moment(0, 0))
@@ -214,7 +214,7 @@ def test_what_was_told_to_stop_at_a_board_that_fell_silent_is_not_placed_anew(fa
     elsewhere = replace(offered, engine=EngineId("dc2"), offers=(replace(offer, site="dc2"),))
     decide(state, [fact, elsewhere], Moment(2, 2))
     silent = decide(state, [], Moment(100, 100))
-    assert (silent.commands, [one.verdict for one in silent.reasons][0]) == ((), "moved")
+    assert (silent.commands, silent.reasons[0].verdict) == ((), "moved")
     assert state.over.get(TaskId("a")) == then or state.tasks[TaskId("a")].phase is then
 
 

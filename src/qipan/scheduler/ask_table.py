@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from qipan.leases import EngineId, Offer
+from qipan.leases import EngineId, Offer, Order
 from qipan.scheduler.asks import nearness, price_of
 
 Floats = Any  # a one-dimensional array of float64
@@ -117,6 +117,12 @@ def in_regions(regions: tuple[str, ...], offer: Offer) -> bool:
     return not regions or any(
         fnmatchcase(offer.region, pattern) or fnmatchcase(offer.site, pattern) for pattern in regions
     )
+
+
+def allows(order: Order, offer: Offer) -> bool:
+    """Whether the owner's limits leave it."""
+    vendor = offer.chip_class.split("/")[0]
+    return in_regions(order.regions, offer) and (not order.vendors or vendor in order.vendors)
 
 
 def ask_tables(

@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 
 from qipan.leases import EngineId, Offer
-from qipan.scheduler.asks import child_key, price_of
+from qipan.scheduler.asks import SECONDS_PER_HOUR, child_key, nearness, price_of
+from qipan.scheduler.bids import worth_of
+from qipan.scheduler.moves import Moves, worth_there
 from qipan.scheduler.seats import seats_at
 from qipan.scheduler.state import State, TaskState
 
@@ -31,7 +33,8 @@ def leads_to(state: State, board: str) -> EngineId | None:
 
 
 def can_go_home(state: State, task: TaskState, now_s: float) -> bool:
-    """Whether a child that leads to where the task entered has devices for it: this board's own engines are not asked before that."""
+    """Whether a child that leads to where the task entered has devices for it there, at no more than they are worth to it: this board's own
+    engines are not asked before that."""
     board = task.order.entered_at
     way = leads_to(state, board) if board else None
     if way is None or any(engine == way and again_s > now_s for engine, again_s in task.refused):
@@ -39,11 +42,16 @@ def can_go_home(state: State, task: TaskState, now_s: float) -> bool:
     known = state.engines[way]
     if not known.chooses or known.lost or way in state.uncounted:
         return False
-    return any(
-        share_at(board, way, way, offer) == HOME
-        and price_of(offer, point.devices, state.sent_down.get(child_key(way, offer), 0)) is not None
-        for point, offer in seats_at(task, known.offers)
-    )
+    owner = worth_of(task.order, task.done_s, now_s, state.settings.policy)
+    moves = Moves(state, task)
+    for point, offer in seats_at(task, known.offers):
+        if share_at(board, way, way, offer) == HOME and point.devices <= offer.largest_gang:
+            sent = state.sent_down.get(child_key(way, offer), 0)
+            ask = price_of(offer, point.devices, sent)
+            worth = worth_there(owner, point, offer.tariff_micro_cny_per_device_hour, moves.to(offer.site))
+            if ask is not None and worth * nearness(offer, point.devices, sent) >= ask / SECONDS_PER_HOUR:
+                return True
+    return False
 
 
 def share_at(board: str, way: EngineId | None, engine: EngineId, offer: Offer) -> float:

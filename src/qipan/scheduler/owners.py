@@ -8,9 +8,11 @@ from qipan.curves import Point
 from qipan.leases import EngineId, TaskId
 from qipan.quota import QuotaRule
 from qipan.rules import Holdings, Refusal, entitled, may_borrow, refusal
+from qipan.scheduler.ask_table import allows
 from qipan.scheduler.asks import engine_key, offered
 from qipan.scheduler.bids import progress_value
 from qipan.scheduler.idle import kept_of_lent, notice_s_of, why_kept
+from qipan.scheduler.moves import checkpoint_at
 from qipan.scheduler.preemptions import note, parked_enough, spared_by
 from qipan.scheduler.state import AfterStop, Draft, Phase, State, TaskState
 from qipan.scheduler.transitions import order_stop
@@ -164,12 +166,24 @@ def _waiting_for(state: State, holdings: Holdings, rule: QuotaRule) -> Iterator[
             for point in task.order.curve.points
             if rule.covers(point.needs[0].chip_class)
             and point.needs[0].chip_class in holdings.total
-            and (not task.order.vendors or point.needs[0].chip_class.split("/")[0] in task.order.vendors)
+            and (not (task.order.vendors or task.order.regions) or _may_go(state, task, point))
         ]
         smallest = min(points, key=lambda point: (point.devices, -point.rate, point.point_id), default=None)
         if smallest is not None and smallest.devices <= idle:
             idle -= smallest.devices
             yield task, smallest
+
+
+def _may_go(state: State, task: TaskState, point: Point) -> bool:
+    """Whether the owner's limits leave an engine that could give the point."""
+    return any(
+        offer.chip_class == point.needs[0].chip_class
+        and offer.devices >= point.devices
+        and allows(task.order, offer)
+        for known in state.engines.values()
+        if not known.lost
+        for offer in known.offers
+    )
 
 
 def _take_back(
@@ -181,18 +195,26 @@ def _take_back(
     devices: int,
     spoken: dict[str, int],
 ) -> None:
-    """At the one engine where the fewest devices are missing."""
+    """At the one engine where the fewest devices are missing, of its sites those that the task may go to."""
     best: tuple[int, EngineId, int] | None = None
+    sites: set[str] | None = None
     for engine, known in sorted(state.engines.items()):
-        offered = sum(offer.devices for offer in known.offers if offer.chip_class in chips)
+        there = [offer for offer in known.offers if offer.chip_class in chips]
+        open_to = [offer for offer in there if allows(task.order, offer)]
+        offered = sum(offer.devices for offer in open_to)
         if known.lost or offered < devices:
             continue
-        keys = [engine_key(engine, chip) for chip in chips]
+        some = {offer.site for offer in open_to} if len(open_to) < len(there) else None
+        holders = _holders(state, engine, chips, some)
         before = spoken.get(engine_key(engine, "+".join(sorted(chips))), 0)
-        free = offered - sum(state.tasks.held.get(key, 0) for key in keys) - before
-        coming = sum(_freeing(task) for key in keys for task in state.tasks.at_chip(key))
+        if some is None:
+            held = sum(state.tasks.held.get(engine_key(engine, chip), 0) for chip in chips)
+        else:
+            held = sum(need.devices for one, chip in holders for need in one.needs if need.chip_class == chip)
+        free = offered - held - before
+        coming = sum(_freeing(one) for one, _ in holders)
         if best is None or devices - free - coming < best[0]:
-            best = (devices - free - coming, engine, coming)
+            best, sites = (devices - free - coming, engine, coming), some
     if best is not None:
         if best[0] + best[2] > 0 and not task.promised_until_s:
             state.tasks[task.task_id] = replace(
@@ -202,29 +224,48 @@ def _take_back(
             )
         key = engine_key(best[1], "+".join(sorted(chips)))
         spoken[key] = spoken.get(key, 0) + devices
-        _park(state, draft, owner, chips, best[1], best[0])
+        _park(state, draft, owner, chips, best[1], best[0], sites)
 
 
-def _park(state: State, draft: Draft, owner: _Owner, chips: set[str], engine: str | None, short: int) -> None:
+def _holders(
+    state: State, engine: EngineId, chips: set[str], sites: set[str] | None
+) -> list[tuple[TaskState, str]]:
+    """Those that hold some of the chip classes there, and of which; `sites`: of a board below only those that run there, or where none is known."""
+    return [
+        (task, chip)
+        for chip in sorted(chips)
+        for task in state.tasks.at_chip(engine_key(engine, chip))
+        if sites is None or not task.place or checkpoint_at(task) in sites
+    ]
+
+
+def _park(
+    state: State,
+    draft: Draft,
+    owner: _Owner,
+    chips: set[str],
+    engine: EngineId | None,
+    short: int,
+    sites: set[str] | None = None,
+) -> None:
     """First those that park within the notice and may be parked once more by the rules; of them the least valued."""
     if short <= 0:
         return
     beyond, now_s = _beyond_own(state, draft), draft.moment.now_s
     victims = []
     for name in [engine] if engine is not None else sorted(state.engines):
-        for chip in sorted(chips):
-            for task in state.tasks.at_chip(f"{name}|{chip}"):
-                if (
-                    task.phase is Phase.RUNNING
-                    and (task.order.tenant != owner.tenant or owner.task_id is not None)
-                    and beyond(task.order.tenant, chip) > 0
-                    and may_borrow(task.order, state.rules)
-                ):
-                    value = progress_value(task.order, task.done_s, now_s, state.settings.policy)
-                    point = task.point()
-                    slow = owner.notice_s is not None and point is not None and point.stop_s > owner.notice_s
-                    last = (slow, spared_by(state, task, now_s) is not None)
-                    victims.append((last, value, -task.since_s, task.task_id, chip))
+        for task, chip in _holders(state, name, chips, sites):
+            if (
+                task.phase is Phase.RUNNING
+                and (task.order.tenant != owner.tenant or owner.task_id is not None)
+                and beyond(task.order.tenant, chip) > 0
+                and may_borrow(task.order, state.rules)
+            ):
+                value = progress_value(task.order, task.done_s, now_s, state.settings.policy)
+                point = task.point()
+                slow = owner.notice_s is not None and point is not None and point.stop_s > owner.notice_s
+                last = (slow, spared_by(state, task, now_s) is not None)
+                victims.append((last, value, -task.since_s, task.task_id, chip))
     for _, _, _, task_id, chip in sorted(victims):
         task = state.tasks[task_id]
         if short <= 0:

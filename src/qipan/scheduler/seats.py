@@ -6,8 +6,8 @@ from types import MappingProxyType
 
 from qipan.curves import Point
 from qipan.events import Reserve
-from qipan.leases import EngineId, LeaseId, Offer, Order
-from qipan.scheduler.ask_table import in_regions
+from qipan.leases import EngineId, LeaseId, Offer
+from qipan.scheduler.ask_table import allows
 from qipan.scheduler.asks import engine_key
 from qipan.scheduler.bids import time_left_s
 from qipan.scheduler.conditions import set_down, unmet
@@ -68,11 +68,6 @@ def usable_points(task: TaskState, offers: Iterable[Offer]) -> list[Point]:
     """The points that the engine's chip classes could ever give, in the curve's order."""
     found = {point.point_id for point, _ in seats_at(task, offers)}
     return [point for point in task.order.curve.points if point.point_id in found]
-
-
-def allows(order: Order, offer: Offer) -> bool:
-    vendor = offer.chip_class.split("/")[0]
-    return in_regions(order.regions, offer) and (not order.vendors or vendor in order.vendors)
 
 
 def barred(
