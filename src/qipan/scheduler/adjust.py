@@ -4,6 +4,7 @@ prices    what a device of each resource is worth: where those who pay it, each 
 start     from what runs, and from those who would stay at far higher prices
 improve   everybody in turn tries the places that promise most: others step down for it and find places of their own, what is left
           free is filled; kept when the sum of values grew
+enough    near the most that any choice can be worth at those prices (weak duality) nothing more is sought
 
 A step down costs what its owner loses by it, per device (the ask curve of `asks`, applied to one's own tasks).  Takes the time of
 sorting the candidates and of at most LOOKS looks at one.
@@ -22,6 +23,8 @@ PRICED = 4
 DEAR = 2.0
 #: passes of improvement, changes of a bidder that are tried in one, and candidates looked at in all
 PASSES, TRIES, LOOKS = 4, 3, 100_000
+#: a choice within so much of the most that any can be worth is taken as it is
+ENOUGH = 0.003
 #: (value lost per device, task, number of the step from where it is, devices freed, the candidate it goes to; None: out)
 Step = tuple[float, str, int, int, Candidate | None]
 #: (task, point it is at) -> its steps down from there
@@ -39,15 +42,16 @@ def adjust(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> dict[str, 
             own = fitting[id(bidder.candidates)] = _fitting(bidder.candidates, capacity)
         usable.append(Bidder(bidder.task_id, own, bidder.current))
     price = _prices(usable, capacity)
-    dear = {key: DEAR * of_one for key, of_one in price.items()}
-    best: _Board | None = None
+    enough = (1 - ENOUGH) * _most(usable, capacity, price)
     ladders: Ladders = {}
-    for start in (_running(usable), _at_prices(usable, dear)):
-        board = _Board(usable, capacity, price, start, ladders)
-        board.improve()
-        if best is None or board.value > best.value * (1 + 1e-9):
-            best = board
-    assert best is not None, "there are two starts"
+    best = _Board(usable, capacity, price, _running(usable), ladders)
+    best.improve(enough)
+    if best.value < enough:
+        dear = {key: DEAR * of_one for key, of_one in price.items()}
+        other = _Board(usable, capacity, price, _at_prices(usable, dear), ladders)
+        other.improve(enough)
+        if other.value > best.value * (1 + 1e-9):
+            best = other
     return {task_id: candidate.point_id for task_id, candidate in best.chosen.items()}
 
 
@@ -122,6 +126,18 @@ def _prices(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> dict[str,
     return price
 
 
+def _most(bidders: Iterable[Bidder], capacity: Mapping[str, int], price: Mapping[str, float]) -> float:
+    """No choice within the capacity is worth more: the Lagrangian dual at these prices."""
+    most = sum(price[key] * max(0, devices) for key, devices in capacity.items())
+    for bidder in bidders:
+        surplus = 0.0
+        for one in bidder.candidates:
+            ((key, devices),) = one.needs
+            surplus = max(surplus, one.value - price[key] * devices)
+        most += surplus
+    return most
+
+
 def _slopes(points: Iterable[tuple[int, float]], base: float) -> list[tuple[float, int]]:
     """(value per device, devices) along the upper concave hull from no devices, worth `base`; points in order of devices."""
     hull: list[tuple[int, float, float]] = [(0, base, float("inf"))]  # (devices, value, slope to it)
@@ -180,13 +196,15 @@ class _Board:
 
     # -- moves
 
-    def improve(self) -> None:
-        """Everybody, the dearest first, tries the changes that promise most at the prices."""
+    def improve(self, enough: float) -> None:
+        """Everybody, the dearest first, tries the changes that promise most at the prices, until the value is `enough`."""
         self.fill(self.free)
-        dearest = dearest_first(self.bidders.values())
+        dearest = dearest_first(self.bidders.values()) if self.value < enough else []
         for _ in range(PASSES):
             before = self.value
             for bidder in dearest:
+                if self.value >= enough:
+                    return
                 for to in self._promising(bidder):
                     if self.looks > 0 and self._tried(bidder.task_id, to):
                         break
