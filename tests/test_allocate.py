@@ -3,7 +3,7 @@ import random
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from qipan.scheduler.adjust import adjust
+from qipan.scheduler.adjust import adjust, most_of_all, prices_of
 from qipan.scheduler.allocate import Bidder, Candidate, allocate, at_rest
 
 RESOURCES = ("a", "b", "c")
@@ -60,6 +60,16 @@ def test_the_heuristic_stays_close_to_the_exact_answer():
     assert len(gaps) >= 30
     assert max(gaps) <= 0.06
     assert sum(gaps) / len(gaps) <= 0.02
+
+
+def test_no_exact_answer_is_worth_more_than_prices_allow():
+    for seed in range(20):
+        bidders, capacity = instance(seed)
+        exact = allocate(bidders, capacity, exact_up_to=10_000)
+        assert exact.method == "exact"
+        at_prices = most_of_all(bidders, capacity, prices_of(bidders, capacity))
+        assert total(bidders, exact) <= at_prices * (1 + 1e-9)
+        assert total(bidders, exact) <= most_of_all(bidders, capacity, dict.fromkeys(RESOURCES, 1.0))
 
 
 def test_with_room_for_all_everybody_gets_the_best_point_and_devices_cost_nothing():

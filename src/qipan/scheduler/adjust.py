@@ -41,8 +41,8 @@ def adjust(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> dict[str, 
         if own is None:
             own = fitting[id(bidder.candidates)] = _fitting(bidder.candidates, capacity)
         usable.append(Bidder(bidder.task_id, own, bidder.current))
-    price = _prices(usable, capacity)
-    enough = (1 - ENOUGH) * _most(usable, capacity, price)
+    price = prices_of(usable, capacity)
+    enough = (1 - ENOUGH) * most_of_all(usable, capacity, price)
     ladders: Ladders = {}
     best = _Board(usable, capacity, price, _running(usable), ladders)
     best.improve(enough)
@@ -88,7 +88,7 @@ def _at_prices(bidders: Iterable[Bidder], price: Mapping[str, float]) -> dict[st
 # ---- prices ------------------------------------------------------------------------------------------------------------
 
 
-def _prices(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> dict[str, float]:
+def prices_of(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> dict[str, float]:
     """Value per device of each resource at which the concave hulls of those that want it fill it, one resource after the other:
     coordinate descent on the Lagrangian dual of the knapsack."""
     price = dict.fromkeys(capacity, 0.0)
@@ -126,7 +126,7 @@ def _prices(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> dict[str,
     return price
 
 
-def _most(bidders: Iterable[Bidder], capacity: Mapping[str, int], price: Mapping[str, float]) -> float:
+def most_of_all(bidders: Iterable[Bidder], capacity: Mapping[str, int], price: Mapping[str, float]) -> float:
     """No choice within the capacity is worth more: the Lagrangian dual at these prices."""
     most = sum(price[key] * max(0, devices) for key, devices in capacity.items())
     for bidder in bidders:
