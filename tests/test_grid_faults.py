@@ -176,11 +176,15 @@ def disk_full(board: str):
 def slow_rank(world: World, seed: int) -> float:
     """One of three ranks gets a quarter of its time: a fact names it within a minute, and its device is taken last."""
     gang = world.gang(f"gang{seed}", "dc1", 60)
-    found_at = f"dc1/engines/*/attempts/{gang}-1/gang-2"
-    until(lambda: any(world.folder.glob(found_at)), 60, lambda: f"{world.states()} {world.logs()}")
-    attempt = next(world.folder.glob(found_at)).parent
     rank = named_random(seed, "slow rank").randrange(3)
-    pid, began_s = int((attempt / f"gang-{rank}").read_text()), time.monotonic()
+    noted_at = f"dc1/engines/*/attempts/{gang}-1/gang-{rank}"
+
+    def noted() -> list[Path]:
+        return [path for path in world.folder.glob(noted_at) if path.read_text()]
+
+    until(noted, 60, lambda: f"{world.states()} {world.logs()}")
+    (note,) = noted()
+    attempt, pid, began_s = note.parent, int(note.read_text()), time.monotonic()
     found: list[dict] = []
 
     def told() -> bool:
