@@ -193,6 +193,13 @@ def test_progress_and_saved_work_count_in_the_curves_seconds(bench, tmp_path):
     assert exited.saved_s >= progress.saved_s
 
 
+def test_what_a_task_says_once_is_told_once(bench):
+    bench.start("""echo '{"event": "resumed", "step": 3}' >> $QIPAN_EVENTS""")
+    assert bench.until(TaskExited).outcome == "done"
+    told = [fact.said() for _, fact in bench.engine.observe(0) if isinstance(fact, TaskProgress)]
+    assert told == [{"event": "resumed", "step": 3}]
+
+
 def test_a_resize_ends_one_attempt_and_starts_the_next_at_the_new_point(bench, tmp_path):
     bench.start(python(STEPPER, tmp_path), devices=1)
     bench.until(TaskProgress)

@@ -153,8 +153,8 @@ class Demo:
                     f"{task_id}: step {detail['step']}/{detail['steps']}, loss {detail['loss']:.3f}, on {view.devices} devices at {view.place}",
                     task_id=task_id, detail=detail,
                 )  # fmt: skip
-            elif event in ("reshaped", "resumed", "done", "parked"):
-                self.say(event, f"{task_id}: {json.dumps(detail)}", task_id=task_id, detail=detail)
+            elif event in SENTENCES:
+                self.say(event, f"{task_id}: {sentence(fact)}", task_id=task_id, detail=detail)
         self._seen[f"{task_id}/progress"] = len(facts)
 
     def _kill_a_worker(self, task_id: str) -> None:
@@ -228,6 +228,20 @@ class Demo:
             raise QipanError(f"the demo ran, but {', '.join(wrong)} did not come out as promised: {report}")
         self.say("end", f"done; look closer with: qipan up --store {self.folder}, then qipan why {first}")
         return report
+
+
+#: what the trainer says of a change and of the end (`trainer/loop.py`), as people read it
+SENTENCES = {
+    "reshaped": "goes on in the same processes on {devices} devices: strategy {strategy_to} instead of {strategy_from} at step {step}, {seconds:.1f} s without training",
+    "resumed": "goes on from its checkpoint on {devices} devices: step {step}, saved under strategy {from_strategy}, trained on under {strategy}, read in {seconds:.1f} s",
+    "parked": "stopped at step {step}, which is in its checkpoint",
+    "done": "done after step {step}: loss {test_loss:.3f} nat per character on text it was not trained on (an add-1 unigram: {unigram_loss:.3f}), by the checkpoint of step {best_step}",
+}
+
+
+def sentence(fact: TaskProgress) -> str:
+    said = fact.said()
+    return SENTENCES[said["event"]].format(devices=fact.usage.devices, **said)
 
 
 def _restarts_s(exits: list[TaskExited], progress: list[tuple[float, TaskProgress]]) -> list[float]:

@@ -217,8 +217,8 @@ class Attempts:
                 case "validation" | "round":
                     said = detail
                 case str() as event_name if event_name in REPORTED:
-                    said = detail
-                    self._report(held, reading, said)
+                    said = ""
+                    self._report(held, reading, detail)
                 case _:
                     continue  # another program's line
         now_s = self._clock.now_s()
