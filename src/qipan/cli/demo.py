@@ -9,6 +9,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,9 @@ class Demo:
         self.site, self.folder, self.json = site, folder, json_
         self.began_s = time.monotonic()
         self.running: Running | None = None
+        self.tasks: list[str] = []  # those that are told of
         self._seen: dict[str, int] = {}
+        self._decisions: set[tuple[str, str, str]] = set()
 
     def say(self, event: str, text: str, **values: Any) -> None:
         at_s = round(time.monotonic() - self.began_s, 1)
@@ -68,23 +71,16 @@ class Demo:
             tables.print_boards(msgspec.to_builtins(boards(host, lambda _tenant: True)))
         poems, urgent = load_task(_example("train-poems.yaml")), load_task(_example("poems-urgent.yaml"))
         plan = self._show_plan(poems)
-        first, _ = host.intake.submit(poems)
-        self.say("submitted", f"{first}: submitted at the nation's board", task_id=first)
+        first = self._submit(poems, "submitted at the nation's board")
         self._until(
-            first, "the first task has made progress", lambda: host.queries.task(first).progress >= SECOND_AT
+            "the first task has made progress", lambda: host.queries.task(first).progress >= SECOND_AT
         )
         second_plan = self._show_plan(urgent)
-        second, _ = host.intake.submit(urgent)
-        self.say("submitted", f"{second}: a dearer task with a deadline arrives", task_id=second)
+        second = self._submit(urgent, "a dearer task with a deadline arrives")
         before = host.queries.task(first).devices
+        self._until("the first task shrinks", lambda: _exited(host, first, "resized") >= 1)
+        self._until("the second task ends", lambda: host.queries.task(second).state == "done")
         self._until(
-            first, "the first task shrinks", lambda: _exited(host, first, "resized") >= 1, also=second
-        )
-        self._until(
-            second, "the second task ends", lambda: host.queries.task(second).state in ("done", "failed")
-        )
-        self._until(
-            first,
             "the first task grows back",
             lambda: (
                 host.queries.task(first).devices == before and host.queries.task(first).state == "running"
@@ -92,16 +88,19 @@ class Demo:
         )
         at = host.queries.task(first).progress
         self._until(
-            first,
-            "it makes progress again",
-            lambda: host.queries.task(first).progress >= min(0.9, at + KILL_AT),
+            "it makes progress again", lambda: host.queries.task(first).progress >= min(0.9, at + KILL_AT)
         )
         self._kill_a_worker(first)
-        self._until(first, "the loss is a fact", lambda: _exited(host, first, "lost") >= 1)
-        self._until(
-            first, "the first task ends", lambda: host.queries.task(first).state in ("done", "failed")
-        )
+        self._until("the loss is a fact", lambda: _exited(host, first, "lost") >= 1)
+        self._until("the first task ends", lambda: host.queries.task(first).state == "done")
         return self._finish(first, second, plan, second_plan)
+
+    def _submit(self, task: Task, text: str) -> str:
+        assert self.running is not None
+        task_id, _ = self.running.host.intake.submit(task)
+        self.tasks.append(task_id)
+        self.say("submitted", f"{task_id}: {text}", task_id=task_id)
+        return task_id
 
     def _show_plan(self, task: Task) -> Plan:
         plan = plan_on(self.site, task)
@@ -111,34 +110,38 @@ class Demo:
             tables.print_plan(plan)
         return plan
 
-    def _until(self, task_id: str, what: str, holds: Any, also: str = "") -> None:
+    def _until(self, what: str, holds: Callable[[], bool]) -> None:
         """Wait for a state of the boards, telling what happens meanwhile."""
         assert self.running is not None
+        queries = self.running.host.queries
         while not holds():
-            for name in (task_id, also):
-                if name:
-                    self._tell(name)
-            if self.running.host.queries.task(task_id).state in ("failed", "cancelled"):
-                log = self.running.host.queries.logs(task_id)["text"][-1500:]
-                raise QipanError(f"{task_id} failed while waiting until {what}; its log ends:\n{log}")
+            for task_id in self.tasks:
+                self.tell(task_id)
+                if queries.task(task_id).state in ("failed", "cancelled"):
+                    log = queries.logs(task_id)["text"][-1500:]
+                    raise QipanError(f"{task_id} failed while waiting until {what}; its log ends:\n{log}")
             if time.monotonic() - self.began_s > LIMIT_S:
                 raise QipanError(
-                    f"the demo took more than {LIMIT_S:.0f} s while waiting until {what}; see `qipan why {task_id}`"
+                    f"the demo took more than {LIMIT_S:.0f} s while waiting until {what}; look closer with: {self._closer(self.tasks[0])}"
                 )
             time.sleep(0.2)
-        self._tell(task_id)
+        for task_id in self.tasks:
+            self.tell(task_id)
 
-    def _tell(self, task_id: str) -> None:
-        """New decisions and every few seconds a line of progress."""
+    def _closer(self, task_id: str) -> str:
+        return f"qipan up --store {self.folder}, then qipan why {task_id} --store {self.folder}"
+
+    def tell(self, task_id: str) -> None:
+        """New decisions and every few seconds a line of progress.  What several boards say alike is said once."""
         assert self.running is not None
         host = self.running.host
         told = host.queries.why(task_id)["decisions"]
         for entry in told[self._seen.get(task_id, 0) :]:
-            self.say(
-                "decision",
-                f"{task_id} {entry['board']}: {entry['verdict']}: {entry['text']}",
-                task_id=task_id,
-            )
+            key = (task_id, entry["verdict"], entry["text"])
+            if key not in self._decisions:
+                self._decisions.add(key)
+                text = f"{task_id} {entry['board']}: {entry['verdict']}: {entry['text']}"
+                self.say("decision", text, task_id=task_id)
         self._seen[task_id] = len(told)
         facts = host.queries.progress(task_id)
         seen = self._seen.get(f"{task_id}/progress", 0)
@@ -207,8 +210,8 @@ class Demo:
         }
         self.say(
             "result",
-            f"the model's loss on unseen poems is {results[first]['test_loss']:.3f} nat per character, an add-1 unigram's is"
-            f" {results[first]['unigram_loss']:.3f}: {gain:.2f} better",
+            f"the model's loss on unseen poems is {results[first]['test_loss']:.3f} nat per character, {gain:.2f} better than"
+            f" the {results[first]['unigram_loss']:.3f} of guessing by frequency alone (an add-1 unigram)",
             **report,
         )
         self.say(
@@ -226,16 +229,16 @@ class Demo:
         ]  # fmt: skip
         if wrong:
             raise QipanError(f"the demo ran, but {', '.join(wrong)} did not come out as promised: {report}")
-        self.say("end", f"done; look closer with: qipan up --store {self.folder}, then qipan why {first}")
+        self.say("end", f"done; look closer with: {self._closer(first)}")
         return report
 
 
-#: what the trainer says of a change and of the end (`trainer/loop.py`), as people read it
+#: what the trainer says of a change and of the end (`trainer/loop.py`), for people
 SENTENCES = {
-    "reshaped": "goes on in the same processes on {devices} devices: strategy {strategy_to} instead of {strategy_from} at step {step}, {seconds:.1f} s without training",
-    "resumed": "goes on from its checkpoint on {devices} devices: step {step}, saved under strategy {from_strategy}, trained on under {strategy}, read in {seconds:.1f} s",
-    "parked": "stopped at step {step}, which is in its checkpoint",
-    "done": "done after step {step}: loss {test_loss:.3f} nat per character on text it was not trained on (an add-1 unigram: {unigram_loss:.3f}), by the checkpoint of step {best_step}",
+    "reshaped": "now on {devices} devices without a restart: strategy {strategy_to} after {strategy_from}, from step {step} on; it stood still for {seconds:.1f} s",
+    "resumed": "now on {devices} devices, from the checkpoint of step {step}: strategy {strategy}, saved under {from_strategy}; read in {seconds:.1f} s",
+    "parked": "stopped at step {step}, with a checkpoint of it",
+    "done": "done after {step} steps: loss {test_loss:.3f} nat per character on unseen text, by the checkpoint of step {best_step}; guessing by frequency alone: {unigram_loss:.3f}",
 }
 
 
