@@ -241,7 +241,7 @@ def test_a_person_logs_in_sees_their_own_and_logs_out_in_both_languages(chromium
     page.get_by_label("用户名").fill("li")
     page.get_by_label("密码").fill("a wrong password")
     page.get_by_role("button", name="登录").click()
-    expect(page.get_by_role("alert")).to_contain_text("wrong user or password")
+    expect(page.get_by_role("alert")).to_contain_text("用户名或密码不对")
     expect(page.get_by_label("用户名")).to_have_value("li")
     page.get_by_role("link", name="English").click()
     page.wait_for_url(f"{address}/login")

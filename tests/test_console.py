@@ -478,6 +478,8 @@ def test_the_boards_sentences_are_said_in_chinese_and_unknown_ones_stay():
         say(shrunk, "zh")
         == "从 sim/a:4（4 个设备）到 sim/a:2（2 个）；原来还需 55 秒，之后还需 98 秒，变动花 16 秒"
     )
+    in_place = "92 s left before, 155 s after, the change costs 3.0 s in place"
+    assert say(in_place, "zh") == "原来还需 92 秒，之后还需 155 秒，不重启，变动花 3.0 秒"
     lost = "attempt 3 was lost (a worker was killed (SIGKILL)); 8.2 s of work since the last checkpoint is done again"
     assert say(lost, "zh") == "第 3 次中断（一个进程被杀（SIGKILL））；上次存档之后的 8.2 秒工作要重做"
     assert say("something new; the task failed", "zh") == "something new；任务失败"
@@ -488,3 +490,41 @@ def test_a_refused_raise_of_the_budget_is_told(browser):
     answer = browser.post("/tasks/tiny-1/budget", data={"max_cost": "<b>1"})
     assert answer.status_code == 400
     assert "<b>1" not in answer.text
+
+
+@pytest.mark.parametrize("huge", ["0x" + "f" * 5000, f"[0x{'f' * 5000}]"])
+def test_a_number_that_cannot_be_written_out_is_told(browser, huge):
+    answer = browser.post("/draft", data={"text": f"name: a\ndevices: {huge}\n"})
+    assert answer.status_code == 200
+    assert "digits" in answer.json()["plan"]
+    assert browser.post("/submit", data={"text": f"devices: {huge}"}).status_code == 422
+
+
+@pytest.mark.parametrize("value", ["[2001-99-99]", f"[0x{'f' * 5000}]"])
+def test_a_field_that_cannot_be_read_is_told(browser, value):
+    answer = browser.post("/draft", data={"text": EXAMPLE, "changed": "data", "value": value})
+    assert answer.status_code == 200
+    assert "problem" in answer.json()["plan"]
+
+
+def test_others_are_answered_while_a_long_draft_is_read(tmp_path):
+    text = "data: [" + "a, " * 15_000 + "]"
+
+    async def act() -> list[str]:
+        app, ended = make_console(AsyncClient(tmp_path), KEY, "127.0.0.1:1"), []
+        cookie = {"cookie": f"qipan_1={KEY}"}
+        async with httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://127.0.0.1:1", headers=cookie, timeout=60
+        ) as browser:
+
+            async def asked(what: str, path: str, form: dict[str, str]) -> None:
+                await browser.post(path, data=form)
+                ended.append(what)
+
+            long = asyncio.create_task(asked("long", "/draft", {"text": text}))
+            await asyncio.sleep(0.05)
+            await asked("short", "/enter", {"key": ""})
+            await long
+        return ended
+
+    assert asyncio.run(act()) == ["short", "long"]

@@ -12,7 +12,7 @@ import pytest
 from api_site import TINY, caller, consoled, served, submit
 from qipan.client import AsyncClient, Client
 from qipan.console.visitors import IDLE_S, VISITORS_MAX, Session, Visitor, Visitors
-from qipan.errors import NotAllowed
+from qipan.errors import NotAllowed, OverLimit
 from qipan.host import Host
 from qipan.workload.site import Tenant
 
@@ -98,6 +98,7 @@ def test_two_people_and_the_owner_at_one_console_share_nothing(host, address, li
 
 def test_a_wrong_password_is_told_plainly_and_tries_are_slowed_as_the_board_does(address, li):
     with browser_of(address) as browser:
+        browser.cookies.set("language", "en")
         wrong = log_in(browser, li, "not the password")
         assert wrong.status_code == 403
         assert "wrong user or password" in wrong.text
@@ -295,3 +296,82 @@ def test_a_page_that_still_stands_open_when_the_session_is_over_here_reads_nothi
         assert visitors.of(shows(secret)) is None
 
     asyncio.run(act())
+
+
+@pytest.mark.parametrize("other", ['theme={"a": 1}', "bad,name=3", "a=b c", "flag", 'x="un'])
+def test_a_cookie_of_another_program_of_this_machine_keeps_nobody_out(host, other):
+    """Cookies know no ports: every console and notebook at 127.0.0.1 sends its own along."""
+    assert visitors_of(host).of(httpx.Headers({"cookie": f"{other}; qipan_1={KEY}"})) is not None
+
+
+def test_a_login_that_the_provider_approved_is_not_lost_when_the_board_has_no_time_for_it(host, li):
+    """`Busy` is a board that answers so once; the flow, one whose person said yes."""
+
+    class Busy(AsyncClient):
+        asked = 0
+
+        async def call(self, method: str, path: str, *given: Any, **more: Any) -> Any:
+            if path != "/login/oidc":
+                return await super().call(method, path, *given, **more)
+            Busy.asked += 1
+            if Busy.asked == 1:
+                raise OverLimit("too many tries to log in; wait 1 s")
+            return await super().call("POST", "/login", {"user": li, "password": PASSWORD})
+
+        def under(self, auth: httpx.Auth) -> AsyncClient:
+            return Busy(host.folder, auth=auth)
+
+    class Approved:
+        wait_s, end_s, looks = 0.0, time.monotonic() + 60, 0
+
+        def look(self) -> str:
+            Approved.looks += 1
+            return "the id_token"
+
+    async def act() -> str:
+        visitors = Visitors(Busy(host.folder), KEY, "127.0.0.1:1", lambda api: Visitor(api, None, None))  # type: ignore[arg-type]
+        shown = httpx.Headers({"cookie": f"qipan_code_1={visitors.keep_flow(Approved())}"})  # type: ignore[arg-type]
+        with pytest.raises(OverLimit):
+            await visitors.look_at_flow(shown)
+        secret = await visitors.look_at_flow(shown)
+        assert isinstance(secret, str)
+        assert visitors.of(shows(secret)) is not None
+        with pytest.raises(NotAllowed, match="no login"):
+            await visitors.look_at_flow(shown)
+        return secret
+
+    asyncio.run(act())
+    assert Approved.looks == 1, "a provider gives its id_token once"
+
+
+@pytest.mark.parametrize(("language", "said"), [("zh", "用户名或密码不对"), ("en", "wrong user or password")])
+def test_a_refused_login_is_told_in_the_language_of_the_page(address, li, language, said):
+    with browser_of(address) as browser:
+        browser.cookies.set("language", language)
+        assert said in log_in(browser, li, "not the password").text
+
+
+@pytest.mark.parametrize(("language", "said"), [("zh", "不是这个控制台的钥匙"), ("en", "not this console")])
+def test_a_wrong_key_is_told(address, language, said):
+    with browser_of(address) as browser:
+        browser.cookies.set("language", language)
+        assert said not in browser.get("/enter").text
+        refused = browser.post("/enter", data={"key": "of yesterday"})
+        assert refused.status_code == 403
+        assert said in refused.text
+
+
+@pytest.mark.parametrize("language", ["zh", "en"])
+def test_who_is_let_in_nowhere_is_told_the_way(address, language):
+    with browser_of(address) as browser:
+        browser.cookies.set("language", language)
+        other, form = (
+            browser.get("/", headers={"host": "localhost:1"}),
+            browser.post("/submit", data={"text": TINY}),
+        )
+        assert (other.status_code, form.status_code) == (421, 403)
+        assert f"{address}/" in other.text
+        assert f"{address}/login" in form.text
+        for answer in (other, form):
+            assert answer.headers["content-type"].startswith("text/plain")
+            assert (max(answer.text) > "\u2fff") == (language == "zh")

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs, quote, urlencode
 import jinja2
 from fastapi import FastAPI, Request
 from fastapi.responses import HTMLResponse, RedirectResponse, Response, StreamingResponse
+from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
 from starlette.staticfiles import StaticFiles
 
@@ -22,8 +23,8 @@ from qipan.console.form import EXAMPLE, FIELDS, fields_of, with_field
 from qipan.console.guard import BODY_BYTES_MAX, VISITOR, Guard
 from qipan.console.reads import Reads
 from qipan.console.sayings import say
-from qipan.console.visitors import Visitor, Visitors
-from qipan.console.words import LANGUAGES, word
+from qipan.console.visitors import Visitor, Visitors, cookie_of
+from qipan.console.words import LANGUAGES, spoken, word
 from qipan.errors import InvalidInput, NotAllowed, NotFound, OverLimit, QipanError
 from qipan.quantities import format_bytes, format_duration, format_money
 from qipan.shared import Watch
@@ -116,12 +117,12 @@ def add_errors(console: FastAPI, pages: Pages) -> None:
 def add_door(console: FastAPI, pages: Pages, visitors: Visitors) -> None:
     @console.get("/enter")
     def door(request: Request) -> Response:
-        return pages.whole("enter.html", request, page="", here="/enter")
+        return pages.whole("enter.html", request, page="", here="/enter", wrong=False)
 
     @console.post("/enter")
     async def enter(request: Request) -> Response:
         if not visitors.fits((await posted(request)).get("key", "")):
-            return pages.whole("enter.html", request, 403, page="", here="/enter")
+            return pages.whole("enter.html", request, 403, page="", here="/enter", wrong=True)
         return await entered(request, visitors.key_cookie, visitors.key, visitors.login_cookie)
 
     @console.get("/login")
@@ -283,8 +284,8 @@ def add_posts(console: FastAPI, pages: Pages) -> None:
         text, error, plan, values = fields.get("text", ""), "", None, None
         try:
             if "changed" in fields:
-                text = with_field(text, fields["changed"], fields.get("value", ""))
-            values = fields_of(text)
+                text = await run_in_threadpool(with_field, text, fields["changed"], fields.get("value", ""))
+            values = await run_in_threadpool(fields_of, text)  # a long one takes seconds
             plan = await visitor_of(request).api.call("POST", "/plan", {"text": text})
         except QipanError as refused:
             error = str(refused)
@@ -302,7 +303,7 @@ def add_posts(console: FastAPI, pages: Pages) -> None:
             answer = await visitor_of(request).api.call("POST", "/tasks", {"text": text, "key": key})
         except QipanError as refused:
             try:
-                values = fields_of(text)
+                values = await run_in_threadpool(fields_of, text)
             except InvalidInput:
                 values = dict.fromkeys(FIELDS, "")
             return pages.whole("submit.html", request, 422, page="submit", form=FIELDS, values=values, text=text, error=str(refused), plan=None, draft=secrets.token_hex(12))  # fmt: skip
@@ -370,8 +371,7 @@ def one_part(task_id: str) -> str:
 
 
 def language_of(request: Request) -> str:
-    asked = request.cookies.get("language", LANGUAGES[0])
-    return asked if asked in LANGUAGES else LANGUAGES[0]
+    return spoken(cookie_of(request.headers, "language"))
 
 
 def moment(at_s: float) -> str:

@@ -1,6 +1,8 @@
 """The form and the task file are two views of one text: a changed field is written into the YAML, and the fields are
 read from it."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import yaml
@@ -32,10 +34,8 @@ def read_draft(text: str) -> dict[str, Any]:
     """Raises InvalidInput when it is no YAML mapping."""
     if len(text) > TEXT_CHARACTERS_MAX:
         raise InvalidInput(f"the text has {len(text)} characters; give at most {TEXT_CHARACTERS_MAX}")
-    try:
+    with _told("not yet YAML"):
         found = yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError, ValueError) as error:
-        raise InvalidInput(f"not yet YAML: {error}") from None
     if not isinstance(found, dict):
         raise InvalidInput("a task file is a mapping such as `kind: train`")
     return found
@@ -48,7 +48,8 @@ def fields_of(text: str) -> dict[str, str]:
         value: Any = top
         for key in path.split("."):
             value = value.get(key) if isinstance(value, dict) else None
-        shown[path] = "" if value is None else _inline(value)
+        with _told(f"{path} cannot be shown"):
+            shown[path] = "" if value is None else _inline(value)
     return shown
 
 
@@ -63,14 +64,24 @@ def with_field(text: str, path: str, value: str) -> str:
         if not isinstance(place.get(key), dict):
             place[key] = {}
         place = place[key]
-    if value.strip():
-        place[last] = _value(value.strip(), free=FIELDS[path] == "text")
-    else:
-        place.pop(last, None)
-    for key in above:
-        if top.get(key) == {}:
-            del top[key]
-    return yaml.safe_dump(top, allow_unicode=True, sort_keys=False, default_flow_style=None, width=100)
+    with _told(f"{path} cannot be {value.strip()[:40]!r}"):
+        if value.strip():
+            place[last] = _value(value.strip(), free=FIELDS[path] == "text")
+        else:
+            place.pop(last, None)
+        for key in above:
+            if top.get(key) == {}:
+                del top[key]
+        return yaml.safe_dump(top, allow_unicode=True, sort_keys=False, default_flow_style=None, width=100)
+
+
+@contextmanager
+def _told(what: str) -> Iterator[None]:
+    """Whatever the library makes of a text that it cannot read or write becomes InvalidInput."""
+    try:
+        yield
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
+        raise InvalidInput(f"{what}: {error}") from None
 
 
 def _inline(value: Any) -> str:

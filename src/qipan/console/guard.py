@@ -2,10 +2,11 @@
 script reads."""
 
 from starlette.datastructures import Headers, MutableHeaders
-from starlette.responses import RedirectResponse, Response
+from starlette.responses import PlainTextResponse, RedirectResponse, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from qipan.console.visitors import Visitors
+from qipan.console.visitors import Visitors, cookie_of
+from qipan.console.words import spoken, word
 
 #: nothing but what this console serves itself; no inline script or style, no frame around it, no other form target
 POLICY = (
@@ -48,19 +49,22 @@ class Guard:
 
     def _refused(self, scope: Scope) -> Response | None:
         headers = Headers(scope=scope)
+        here = f"http://{self.authority}"
+
+        def no(status: int, key: str, value: object) -> Response:
+            return PlainTextResponse(f"{word(key, spoken(cookie_of(headers, 'language')))} {value}\n", status)
+
         if headers.getlist("host") != [self.authority]:
-            return Response("another host name; open the address that was printed at the start", 421)
+            return no(421, "other_host", f"{here}/")
         posts = scope["method"] not in ("GET", "HEAD")
-        if posts and headers.get("origin", f"http://{self.authority}") != f"http://{self.authority}":
-            return Response("a form of another origin", 403)
+        if posts and headers.get("origin", here) != here:
+            return no(403, "other_origin", f"{here}/")
         length = headers.get("content-length", "0")
         if posts and not (length.isascii() and length.isdigit() and len(length) < 12):
-            return Response("content-length must be a number of bytes", 400)
+            return no(400, "no_length", BODY_BYTES_MAX)
         if posts and ("transfer-encoding" in headers or int(length) > BODY_BYTES_MAX):
-            return Response(f"give a content-length of at most {BODY_BYTES_MAX} bytes", 413)
+            return no(413, "no_length", BODY_BYTES_MAX)
         scope[VISITOR] = self.visitors.of(headers)
         if scope["path"].startswith(OPEN_PATHS) or scope[VISITOR] is not None:
             return None
-        return (
-            Response("enter with the key or log in first", 403) if posts else RedirectResponse("/enter", 303)
-        )
+        return no(403, "log_in_first", f"{here}/login") if posts else RedirectResponse("/enter", 303)

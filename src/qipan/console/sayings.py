@@ -13,6 +13,7 @@ SAYINGS = tuple(
         (rf"placed anew from {NUMBER} s of saved work", r"从已存档的 \1 秒工作接着做"),
         (r"from (\S+) \((\d+) devices\) to (\S+) \((\d+)\)", r"从 \1（\2 个设备）到 \3（\4 个）"),
         (rf"{NUMBER} s left before, {NUMBER} s after, the change costs {NUMBER} s", r"原来还需 \1 秒，之后还需 \2 秒，变动花 \3 秒"),
+        (rf"{NUMBER} s left before, {NUMBER} s after, the change costs {NUMBER} s in place", r"原来还需 \1 秒，之后还需 \2 秒，不重启，变动花 \3 秒"),
         (rf"{NUMBER} s left before, {NUMBER} s after", r"原来还需 \1 秒，之后还需 \2 秒"),
         (r"attempt (\d+) was lost \((.*)\)", r"第 \1 次中断（\2）"),
         (rf"{NUMBER} s of work since the last checkpoint is done again.*", r"上次存档之后的 \1 秒工作要重做"),
@@ -53,6 +54,16 @@ SAYINGS = tuple(
         (r"cheaper by (\S+) CNY, ends (\S+) later", r"便宜 \1 CNY，晚 \2"),
         (r"cheaper by (\S+) CNY, ends (\S+) earlier", r"便宜 \1 CNY，早 \2"),
         (r"chosen", r"选中"),
+        (r"wrong user or password", r"用户名或密码不对"),
+        (rf"too many tries to log in; wait {NUMBER} s", r"尝试登录太多次，请等 \1 秒"),
+        (r"(\d+) logins with the provider began within a minute; wait one, or log in with a password", r"一分钟内已开始 \1 次统一身份登录；请等一分钟，或用密码登录"),
+        (r"no login with the provider is under way; begin again", r"没有进行中的统一身份登录；请重新开始"),
+        (r"the code is over; log in again", r"验证码已过期；请重新登录"),
+        (r"your session at this console is over; log in again", r"您在此控制台的会话已结束；请重新登录"),
+        (r"the OpenID provider (\S+) does not answer: (.*)", r"统一身份提供方 \1 没有应答：\2"),
+        (r"(\S+) refuses: (.*)", r"\1 拒绝：\2"),
+        (r"no server answers for the store (.+) \((.*)\); start one with (.+)", r"存储 \1 没有服务应答（\2）；请启动：\3"),
+        (r"no task '(.*)'; the latest are: (.+)", r"没有任务 \1；最近的有：\2"),
     )
 )  # fmt: skip
 

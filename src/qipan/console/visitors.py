@@ -7,12 +7,12 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
-from http.cookies import CookieError, SimpleCookie
 from typing import TYPE_CHECKING, Any
 
 import httpx
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
+from starlette.requests import cookie_parser
 
 from qipan.client import AsyncClient
 from qipan.console.reads import Reads
@@ -87,6 +87,15 @@ class Visitor:
         return str(self.session.grant["user"]) if self.session is not None else ""
 
 
+@dataclass(slots=True)
+class _Flow:
+    """A login by the provider.  `look_s`: not looked at before; `id_token`: the person said yes, and the board does not know yet."""
+
+    device: DeviceFlow
+    look_s: float
+    id_token: str | None = None
+
+
 class Visitors:
     """`make` sets up a visitor for a client.  Cookies do not tell ports apart, so their names do."""
 
@@ -99,8 +108,8 @@ class Visitors:
         self.key_cookie, self.login_cookie = f"qipan_{port}", f"qipan_login_{port}"
         self.flow_cookie = f"qipan_code_{port}"
         self._owner = make(api)
-        #: by the hash of what the cookie holds: logins by the provider, and when to look at each again
-        self._flows: dict[bytes, tuple[DeviceFlow, float]] = {}
+        #: by the hash of what the cookie holds; the oldest first
+        self._flows: dict[bytes, _Flow] = {}
         self._flows_begun_s: list[float] = []  # within the last minute
         #: by such a hash, too; the longest unused first
         self._people: OrderedDict[bytes, tuple[Visitor, Session]] = OrderedDict()
@@ -128,7 +137,7 @@ class Visitors:
         return named
 
     async def begin_flow(self) -> str:
-        """A login by the provider: what the cookie of this try is to hold.  Raises NotAllowed, NotFound, OverLimit, Unreachable."""
+        """A login by the provider, as `keep_flow`.  Raises NotAllowed, NotFound, OverLimit, Unreachable."""
         now_s = time.monotonic()
         self._flows_begun_s = [at_s for at_s in self._flows_begun_s if now_s < at_s + 60]
         if len(self._flows_begun_s) >= FLOWS_A_MINUTE:
@@ -139,35 +148,39 @@ class Visitors:
         provider = await self.provider()
         if provider is None:
             raise NotFound("this board names no OpenID provider; log in with a password")
-        flow, secret = await run_in_threadpool(DeviceFlow, provider), secrets.token_urlsafe(32)
-        self._flows = {mark: one for mark, one in self._flows.items() if time.monotonic() < one[0].end_s}
-        self._flows[_mark(secret)] = flow, time.monotonic() + flow.wait_s
+        return self.keep_flow(await run_in_threadpool(DeviceFlow, provider))
+
+    def keep_flow(self, flow: DeviceFlow) -> str:
+        """What the cookie of this try is to hold."""
+        now_s, secret = time.monotonic(), secrets.token_urlsafe(32)
+        self._flows = {mark: one for mark, one in self._flows.items() if now_s < one.device.end_s}
+        self._flows[_mark(secret)] = _Flow(flow, now_s + flow.wait_s)
         while len(self._flows) > VISITORS_MAX:
             del self._flows[next(iter(self._flows))]
         return secret
 
     async def look_at_flow(self, headers: Headers) -> DeviceFlow | str:
         """Of who shows the cookie of a try: what the cookie of the login is to hold, once the provider has the person's yes; until then the
-        flow.  Raises NotAllowed when it is over, OverLimit, Unreachable."""
+        flow.  Raises NotAllowed when it is over; OverLimit, Unreachable when a later look may do better."""
         mark = _mark(cookie_of(headers, self.flow_cookie))
-        flow, look_s = self._flows.pop(mark, (None, 0.0))
+        flow = self._flows.get(mark)
         if flow is None:
             raise NotAllowed("no login with the provider is under way; begin again")
-        now_s = time.monotonic()
-        if now_s < look_s:
-            self._flows[mark] = flow, look_s
-            return flow
-        self._flows[mark] = flow, now_s + flow.wait_s
         try:
-            id_token = await run_in_threadpool(flow.look)
+            if flow.id_token is None:
+                if time.monotonic() < flow.look_s:
+                    return flow.device
+                flow.look_s = time.monotonic() + flow.device.wait_s  # for who looks meanwhile
+                flow.id_token = await run_in_threadpool(flow.device.look)
+                flow.look_s = time.monotonic() + flow.device.wait_s  # longer, where it was told to slow down
+                if flow.id_token is None:
+                    return flow.device
+            grant = await self._nobody.call("POST", "/login/oidc", {"id_token": flow.id_token})
         except NotAllowed:
             self._flows.pop(mark, None)
             raise
-        if id_token is None:
-            self._flows[mark] = flow, time.monotonic() + flow.wait_s  # longer, where it was told to slow down
-            return flow
         self._flows.pop(mark, None)
-        return self._begun(await self._nobody.call("POST", "/login/oidc", {"id_token": id_token}))
+        return self._begun(grant)
 
     async def log_in(self, user: str, password: str) -> str:
         """What the cookie is to hold.  Raises NotAllowed, OverLimit with the board's words, Unreachable."""
@@ -198,11 +211,8 @@ class Visitors:
 
 
 def cookie_of(headers: Headers, name: str) -> str:
-    try:
-        found = SimpleCookie(headers.get("cookie", "")).get(name)
-    except CookieError:
-        return ""
-    return found.value if found is not None else ""
+    """As browsers read it: what other programs of this host put beside it, which may be anything, spoils nothing."""
+    return cookie_parser(headers.get("cookie", "")).get(name, "")
 
 
 def _mark(secret: str) -> bytes:

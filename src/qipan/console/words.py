@@ -48,6 +48,9 @@ WORDS: dict[str, tuple[str, str]] = {
     "with_key": ("用钥匙进入（启动它的人）", "Enter with the key (whoever started it)"), "with_name": ("用用户名登录", "Log in with your name"),
     "enter": ("进入", "Enter"), "key": ("钥匙（启动时打印的网址中 # 之后）", "the key (after # in the address printed at the start)"),
     "enter_help": ("请打开启动时打印的完整网址，或在此粘贴钥匙。", "Open the whole address that was printed at the start, or paste the key here."),
+    "wrong_key": ("这不是这个控制台的钥匙（每次启动都换新钥匙）；请打开最近一次启动时打印的完整网址。", "That is not this console's key (each start makes a new one). Open the whole address that its last start printed."),
+    "other_host": ("主机名不对；请打开：", "another host name than this console's; open"), "other_origin": ("表单来自别的网站，已拒绝；请打开：", "a form of another site is refused; open"),
+    "no_length": ("请求必须写明 content-length，最大字节数：", "a request must state its content-length, in bytes at most"), "log_in_first": ("请先登录或用钥匙进入：", "log in or enter with the key first:"),
     "wrong": ("出错了", "something went wrong"), "back": ("返回棋盘", "back to the board"),
     "queued": ("排队", "queued"), "reserving": ("预留中", "reserving"), "reserved": ("已预留", "reserved"), "starting": ("启动中", "starting"),
     "resizing": ("调整中", "resizing"), "stopping": ("停止中", "stopping"), "parked": ("已封盘", "parked"), "behind": ("待前段", "behind"), "lent": ("出借中", "lent"), "done": ("完成", "done"),
@@ -77,6 +80,11 @@ WORDS: dict[str, tuple[str, str]] = {
     "f.devices": ("设备数", "devices"), "f.objective": ("目标", "objective"), "f.elastic": ("弹性", "elastic"), "f.limits.deadline": ("期限", "deadline"),
     "f.limits.max_cost": ("最高费用", "most it may cost"), "f.limits.time": ("时限", "time limit"), "f.limits.regions": ("区域", "regions"),
 }  # fmt: skip
+
+
+def spoken(asked: str) -> str:
+    """The language asked for, or the first."""
+    return asked if asked in LANGUAGES else LANGUAGES[0]
 
 
 def word(key: str, language: str) -> str:
