@@ -14,19 +14,21 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import jwt
 import pytest
+from argon2 import PasswordHasher
 from cryptography.hazmat.primitives import serialization
-from fastapi import FastAPI
+from fastapi import FastAPI, Request
 
 from api_site import CHEAP_HASHES, TINY, TOKEN, caller, served, submit
 from qipan import sessions
 from qipan.api import Server, make_app
-from qipan.api.gate import Gate, Rate
+from qipan.api.gate import TENANTS_MAX, Gate, Rate
 from qipan.api.listen import Listen, certificate_for
-from qipan.api.login import TRIES
+from qipan.api.login import TRIES, counted
 from qipan.boards import verify_store
 from qipan.cli import people as people_commands
 from qipan.cli.run import operator_token
@@ -442,3 +444,48 @@ def test_many_requests_of_one_loop_renew_a_session_once(host, api, li, tmp_path,
     loop.start()
     loop.join(10)
     assert seen == [li] * 3, "a coroutine that waits for the lock must not stop the one that holds it"
+
+
+def test_made_up_names_make_nobodys_tries_forgotten():
+    rate = Rate(*TRIES)
+    while rate.wait_s("user li", 0.0) == 0:
+        pass
+    for number in range(TENANTS_MAX + 10):
+        rate.wait_s(f"user x{number}", 1.0)
+    assert rate.wait_s("user li", 1.0) > 0
+    assert len(rate._left) <= TENANTS_MAX + 1
+
+
+def test_a_name_as_long_as_a_body_is_not_kept(api):
+    rate, asked = Rate(*TRIES), Request({"type": "http", "client": None})
+    counted(rate, asked, "tries to log in", "x" * 30_000)
+    assert max(map(len, rate._left)) < 100
+
+
+def test_who_knew_the_old_password_does_not_undo_the_operators_new_one(host, li):
+    """`Meanwhile`: the operator sets a new password while the old one is looked at."""
+
+    class Meanwhile(PasswordHasher):
+        def verify(self, hashed: str, password: str) -> Any:
+            found = super().verify(hashed, password)
+            people.set_password(li, "the operator's own choice", "the operator")
+            return found
+
+    people = People(host, Signer(host.folder / "login.key", host.audience), None, Meanwhile(1, 64, 1))
+    people.set_password(li, PASSWORD, "the operator")
+    with pytest.raises(NotAllowed, match="old password"):
+        people.set_password(li, "whoever knew the old one", li, PASSWORD)
+    people._hasher = CHEAP_HASHES
+    assert people.log_in(li, "the operator's own choice", "here").user == li
+
+
+def test_a_stream_tells_nothing_more_once_its_session_is_ended(host, api, li):
+    with caller(host, log_in(api, li).json()["access_token"]) as poet:
+        name = submit(poet).json()["task_id"]
+        with poet.stream("GET", f"/tasks/{name}/stream") as answer:
+            lines = answer.iter_lines()
+            assert "task_submitted" in next(line for line in lines if line.startswith("data: "))
+            api.delete(f"/users/{li}/sessions")
+            api.post(f"/tasks/{name}/cancel")
+            for line in lines:
+                assert "cancel_requested" not in line

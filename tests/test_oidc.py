@@ -301,6 +301,26 @@ def test_a_provider_that_is_another_or_away(authlib, provider):
         Issuer(replace(provider, issuer="http://127.0.0.1:1")).claims_of(made(authlib), NOW)
 
 
+def test_a_provider_that_is_away_is_not_asked_for_every_login(authlib, provider, monkeypatch):
+    """Each who waits for it holds a thread of the board."""
+    issuer, asked = Issuer(provider), []
+
+    def away() -> dict[str, object]:
+        asked.append(1)
+        raise Unreachable("the OpenID provider does not answer")
+
+    back = issuer._fetched
+    monkeypatch.setattr(issuer, "_fetched", away)
+    for _ in range(5):
+        with pytest.raises(Unreachable, match="does not answer"):
+            issuer.claims_of(made(authlib), NOW)
+    assert len(asked) == 1
+    monkeypatch.setattr(issuer, "_fetched", back)
+    with pytest.raises(Unreachable):
+        issuer.claims_of(made(authlib), NOW + 29)
+    assert issuer.claims_of(made(authlib), NOW + 31)["sub"] == "li"
+
+
 FILE = """login:
   issuer: https://id.example.org
   client_id: qipan

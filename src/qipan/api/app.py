@@ -51,7 +51,7 @@ def make_app(
     )  # fmt: skip
     handle_errors(api)
     tries = Rate(*TRIES)
-    api.include_router(about_tasks(host), prefix="/v1/tasks", tags=["tasks"], responses=ERRORS)
+    api.include_router(about_tasks(host, people), prefix="/v1/tasks", tags=["tasks"], responses=ERRORS)
     api.include_router(about_supply(host), prefix="/v1", tags=["supply"], responses=ERRORS)
     api.include_router(about_money(host, token), prefix="/v1", tags=["money"], responses=ERRORS)
     api.include_router(about_webhooks(host), prefix="/v1/webhooks", tags=["webhooks"], responses=ERRORS)

@@ -1,7 +1,8 @@
 """Following a task by server-sent events.  One look at a task serves all who follow it, and they are woken only when
 there is something new: a thousand onlookers of a quiet task cost nothing."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
 from typing import Any
 
 import msgspec
@@ -20,7 +21,7 @@ class Followed:
         self._shared = Shared(FOLLOW_S / 2)
         self._watches: dict[str, Watch] = {}
 
-    async def follow(self, task_id: str, after: int) -> AsyncIterator[bytes]:
+    async def follow(self, task_id: str, after: int) -> AsyncGenerator[bytes]:
         """What is new about a task after fact `after`, as it comes, until it is over."""
         watch = self._watches.setdefault(
             task_id, Watch(lambda: run_in_threadpool(self._look, task_id), FOLLOW_S)
@@ -77,6 +78,15 @@ class Followed:
     def _logs(self, task_id: str, printed: int) -> Any:
         logs = self._queries.logs(task_id, printed)
         return logs, sent("logs", logs)
+
+
+async def until(ended: Callable[[], bool], pieces: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+    """What comes before `ended`; nothing that was read after."""
+    async with aclosing(pieces):
+        async for piece in pieces:
+            if ended():
+                return
+            yield piece
 
 
 def sent(event: str, value: object, number: int | None = None) -> bytes:

@@ -33,20 +33,30 @@ class Rate:
         self, tenant: tuple[float, float] = TENANT_RATE, operator: tuple[float, float] = OPERATOR_RATE
     ) -> None:
         self._tenant, self._operator = tenant, operator
-        self._left: dict[str, tuple[float, float]] = {}  # tenant -> (left, when)
+        self._left: dict[str, tuple[float, float]] = {}  # caller -> (left, when)
 
     def wait_s(self, tenant: str, now_s: float) -> float:
         """0.0 when the caller may go on, else how long it should wait."""
         per_s, most = self._tenant if tenant else self._operator
         if len(self._left) > TENANTS_MAX:
-            self._left.clear()
-        left, at_s = self._left.get(tenant, (most, now_s))
-        left = min(most, left + (now_s - at_s) * per_s)
+            self._forget(now_s)
+        left = self._share(tenant, now_s) * most
         if left < 1.0:
             self._left[tenant] = (left, now_s)
             return (1.0 - left) / per_s
         self._left[tenant] = (left - 1.0, now_s)
         return 0.0
+
+    def _share(self, tenant: str, now_s: float) -> float:
+        """How full its bucket is."""
+        per_s, most = self._tenant if tenant else self._operator
+        left, at_s = self._left.get(tenant, (most, now_s))
+        return min(1.0, (left + (now_s - at_s) * per_s) / most)
+
+    def _forget(self, now_s: float) -> None:
+        """The fuller half: who has asked for much stays known, however many others come."""
+        emptiest = sorted(self._left, key=lambda tenant: self._share(tenant, now_s))[: TENANTS_MAX // 2]
+        self._left = {tenant: self._left[tenant] for tenant in emptiest}
 
 
 class TooMany(OverLimit):
@@ -62,12 +72,13 @@ class TooMany(OverLimit):
 @dataclass(frozen=True, slots=True)
 class Caller:
     """`tenant` "": of none, who sees every tenant's tasks.  `user` "": nobody logged in, the store's own token was shown.
-    `issuer` "": a user of this host, else the OpenID provider that vouched."""
+    `issuer` "": a user of this host, else the OpenID provider that vouched.  `session`: in which, of who logged in."""
 
     tenant: str = ""
     role: str = "operator"
     user: str = ""
     issuer: str = ""
+    session: str = ""
 
     def sees(self, tenant: str) -> bool:
         return self.tenant in ("", tenant)
@@ -162,5 +173,5 @@ class Gate:
                 return Caller(tenant, "user")
             if token.count(b".") == 2 and token.isascii():
                 who = self.bearer(token.decode())
-                return Caller(who.tenant, who.role, who.user, who.issuer)
+                return Caller(who.tenant, who.role, who.user, who.issuer, who.session)
         raise NotAllowed("no or wrong token; log in with `qipan login`, or send the content of the store's `token` file")  # fmt: skip

@@ -22,6 +22,7 @@ TRIES = ((0.1, 5.0), (5.0, 20.0))
 REFRESHES = ((5.0, 50.0), (100.0, 400.0))
 LOG_MAX = 1000
 LOGIN_BYTES_MAX = 32_768
+NAME_CHARACTERS_MAX = 64
 
 
 class Password(msgspec.Struct, forbid_unknown_fields=True):
@@ -67,7 +68,7 @@ def body_of(kind: type[Any]) -> Callable[[Request], Any]:
     return read
 
 
-Name = Annotated[str, InPath(max_length=64)]
+Name = Annotated[str, InPath(max_length=NAME_CHARACTERS_MAX)]
 
 
 def counted(rate: Rate, request: Request, what: str, user: str = "") -> str:
@@ -75,7 +76,7 @@ def counted(rate: Rate, request: Request, what: str, user: str = "") -> str:
     TooMany."""
     source = request.client.host if request.client else ""
     keys = [f"from {source}"] if source else []  # without one: the owner's socket
-    keys += [f"user {user}"] if user else []
+    keys += [f"user {user[:NAME_CHARACTERS_MAX]}"] if user else []
     for key in (*keys, ""):
         if (wait_s := rate.wait_s(key, time.monotonic())) > 0:
             raise TooMany(f"too many {what}; wait {wait_s:.0f} s", wait_s)

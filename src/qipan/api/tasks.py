@@ -13,7 +13,7 @@ from starlette.concurrency import run_in_threadpool
 
 from qipan import money, stored, views
 from qipan.api import shapes
-from qipan.api.follow import Followed
+from qipan.api.follow import Followed, until
 from qipan.api.gate import Caller, Who
 from qipan.api.shapes import (
     LIMIT,
@@ -30,6 +30,7 @@ from qipan.engines.beside import Piece, check_command
 from qipan.errors import InvalidInput, NotAllowed, NotFound
 from qipan.events import PersonNoted
 from qipan.host import Host
+from qipan.login import People
 from qipan.planner import Plan
 from qipan.quantities import parse_money_micro_cny
 from qipan.queries import TaskView
@@ -78,7 +79,7 @@ async def submission_of(request: Request) -> Submission:
 Body = Annotated[Submission, Depends(submission_of)]
 
 
-def about_tasks(host: Host) -> APIRouter:
+def about_tasks(host: Host, people: People) -> APIRouter:
     routes, followed = APIRouter(), Followed(host.queries)
 
     @routes.get("", response_model=shapes.Tasks)
@@ -138,11 +139,13 @@ def about_tasks(host: Host) -> APIRouter:
     async def stream(
         who: Who, task_id: TaskName, after: After = 0, last_event_id: Annotated[str, Header(max_length=20)] = ""
     ) -> StreamingResponse:  # fmt: skip
-        """Server-sent events until the task is over: `fact` (its id can be resumed from), `logs`, `task`."""
+        """Server-sent events until the task is over, or the session of who follows it was ended: `fact` (its id can be resumed
+        from), `logs`, `task`."""
         name = (await run_in_threadpool(seen, host, who, task_id)).task_id
         first = int(last_event_id) if last_event_id.isascii() and last_event_id.isdigit() else after
         return StreamingResponse(
-            followed.follow(name, min(first, 2**53)), media_type="text/event-stream", headers={"cache-control": "no-store"}
+            until(lambda: people.ended(who.session), followed.follow(name, min(first, 2**53))),
+            media_type="text/event-stream", headers={"cache-control": "no-store"},
         )  # fmt: skip
 
     @routes.post("/{task_id}/cancel", response_model=shapes.Cancelled)

@@ -21,7 +21,7 @@ from urllib.parse import urlsplit
 import httpx
 import jwt
 
-from qipan.errors import InvalidInput, NotAllowed, NotFound, Unreachable
+from qipan.errors import InvalidInput, NotAllowed, NotFound, QipanError, Unreachable
 from qipan.login.roles import ROLES
 from qipan.quantities import parse_duration_s
 from qipan.workload.reader import Value, read_yaml
@@ -63,7 +63,8 @@ class Issuer:
         self.provider = provider
         self._lock = threading.Lock()
         self._keys: dict[str, Any] = {}
-        self._asked_s = float("-inf")
+        self._heard_s = self._asked_s = float("-inf")
+        self._away: QipanError | None = None  # why it was not heard when it was asked last
 
     def person_of(self, id_token: str, now_s: float) -> tuple[str, str, str, float]:
         """(name, tenant, role, when the token is over).  Raises NotAllowed, Unreachable."""
@@ -118,15 +119,25 @@ class Issuer:
 
     def _key(self, kid: str, now_s: float) -> Any:
         with self._lock:
-            due = now_s > self._asked_s + KEYS_GOOD_S
-            if due or (kid not in self._keys and now_s > self._asked_s + ASK_AGAIN_S):
-                self._keys = self._fetched()
-                self._asked_s = now_s
+            if now_s > self._heard_s + KEYS_GOOD_S:
+                self._keys = {}
+            if kid not in self._keys and now_s > self._asked_s + ASK_AGAIN_S:
+                self._ask(now_s)
             if not kid and len(self._keys) == 1:
                 return next(iter(self._keys.values()))
             if kid not in self._keys:
+                if self._away is not None:
+                    raise type(self._away)(str(self._away))
                 raise NotAllowed(f"the provider has no key {kid[:60]!r}")
             return self._keys[kid]
+
+    def _ask(self, now_s: float) -> None:
+        """Each login that waits for it holds a thread, so one that does not answer is left alone for a while, too."""
+        self._asked_s, self._away = now_s, None
+        try:
+            self._keys, self._heard_s = self._fetched(), now_s
+        except QipanError as error:
+            self._away = error
 
     def _fetched(self) -> dict[str, Any]:
         described = described_by(self.provider.issuer)

@@ -125,7 +125,10 @@ class People:
             raise NotAllowed("the old password is wrong")
         hashed = self._hashed(password)
         with self.host.lock:
-            self._keep(replace(self._known(user), password=hashed))
+            now = self._known(user)
+            if old is not None and now.password != kept.password:  # changed while we looked
+                raise NotAllowed("the old password is wrong")
+            self._keep(replace(now, password=hashed))
             self._end_all(user, "")
             self._note("password set", kept.who, by)
 
@@ -211,9 +214,13 @@ class People:
     def bearer(self, access_token: str) -> Bearer:
         """Whom an access token stands for.  Raises NotAllowed."""
         who = self.signer.read(access_token, self.host.clock.now_s())
-        if who.session in self._ended:
+        if self.ended(who.session):
             raise NotAllowed("the session of this access token was ended; log in again with `qipan login`")
         return who
+
+    def ended(self, session: str) -> bool:
+        """Whether a session was ended within the life of its access tokens."""
+        return session in self._ended
 
     # ---- kept ------------------------------------------------------------------------------------------------------
 
