@@ -42,6 +42,7 @@ else:
             os.environ["LOCAL_RANK"] = str(n + 1); worker = n + 1; children = 0
             break
     mark()
+    if worker == 0: until(lambda: all(os.path.exists(at(f"rank-{n}")) for n in range(int(sys.argv[2]))))
 late_s = 600 if how == "behind" else 0
 say = lambda **told: print(json.dumps({"at_s": time.time() - late_s, **told}), file=open(os.environ["QIPAN_EVENTS"], "a"))
 members, done, step = set(range(int(sys.argv[2]))), 0, 0
