@@ -7,8 +7,18 @@ from pathlib import Path
 import msgspec
 
 from qipan.engines.held import Held
-from qipan.events import FINAL, EngineOffered, Fact, StorageOffered, TaskExited, TaskStarted, decode, encode
-from qipan.leases import Room, TaskId
+from qipan.events import (
+    FINAL,
+    EngineOffered,
+    Fact,
+    LeaseRefused,
+    StorageOffered,
+    TaskExited,
+    TaskStarted,
+    decode,
+    encode,
+)
+from qipan.leases import LeaseId, Room, TaskId
 
 
 class Journal:
@@ -46,8 +56,9 @@ class Journal:
             os.close(journal)
         self._note(fact)
 
-    def hold(self, held: Held) -> None:
-        self.held[held.task_id] = held
+    def hold(self, *leases: Held) -> None:
+        """All are written at once: the file is whole, and a renewal takes very many."""
+        self.held.update({held.task_id: held for held in leases})
         self._save()
 
     def release(self, task_id: TaskId) -> None:
@@ -95,4 +106,18 @@ class Journal:
         path = self._folder / "held.json"
         if path.exists():
             kind = tuple[dict[TaskId, Held], dict[TaskId, tuple[int, int]]]
-            self.held, self.commands = msgspec.json.decode(path.read_bytes(), type=kind)
+            held, self.commands = msgspec.json.decode(path.read_bytes(), type=kind)
+            refused = {
+                (fact.lease_id, fact.generation) for fact in self.facts if isinstance(fact, LeaseRefused)
+            }
+            self.held = {
+                task_id: one for task_id, one in held.items() if not self._was_given_up(one, refused)
+            }
+
+    def _was_given_up(self, held: Held, refused: set[tuple[LeaseId, int]]) -> bool:
+        """Its end was said, and the engine died before it let go: devices that came since are not taken."""
+        if held.runs:
+            return False
+        if held.attempt:
+            return (held.task_id, held.attempt + 1) in self.ended
+        return (held.lease_id, held.generation) in refused

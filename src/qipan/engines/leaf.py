@@ -175,10 +175,15 @@ class LeafEngine:
 
     def renew(self, command: Renew) -> None:
         until_s = self._clock.lease_s() + command.duration_s
-        for held in list(self.journal.held.values()):
-            if held.lease_id in command.lease_ids and not held.doubtful:
-                self.journal.hold(replace(held, until_lease_s=until_s))
-                self.places.write_until(held, until_s, self._clock)
+        wanted = set(command.lease_ids)
+        renewed = [
+            replace(held, until_lease_s=until_s)
+            for held in self.journal.held.values()
+            if held.lease_id in wanted and not held.doubtful
+        ]
+        self.journal.hold(*renewed)
+        for held in renewed:
+            self.places.write_until(held, until_s, self._clock)
 
     def census(self, command: TakeCensus) -> None:
         for task_id in sorted(self.journal.held):
