@@ -76,7 +76,7 @@ class Bench:
     def open(self) -> None:
         self.engine = LocalEngine(
             EngineId("dc-local"), self.board, self.folder, SystemClock(), self.folder / "ckpt",
-            sick=lambda: self.sick, busy_every_s=self.busy_every_s,
+            quotas=self.quotas, sick=lambda: self.sick, busy_every_s=self.busy_every_s,
         )  # fmt: skip
 
     def points(self) -> tuple[Point, ...]:
@@ -528,6 +528,62 @@ def test_what_a_task_writes_into_its_folder_does_not_stop_the_board(bench, lies)
     bench.start(f"cd $QIPAN_ATTEMPT_DIR; {lies}; sleep 0.3; exit 3")
     exited = bench.until(TaskExited)
     assert (exited.outcome, exited.exit_code) == ("failed", 3), exited
+
+
+@pytest.mark.parametrize(
+    "made", ["mkdir $QIPAN_ATTEMPT_DIR/reshape.json", "rm -r $QIPAN_ATTEMPT_DIR; touch $QIPAN_ATTEMPT_DIR"]
+)
+def test_what_a_task_makes_of_its_folder_does_not_stop_the_board(bench, tmp_path, made):
+    bench.start(f"{made}; touch {tmp_path}/made; exec sleep 60")
+    end_s = time.monotonic() + 60
+    while not (tmp_path / "made").exists():
+        assert time.monotonic() < end_s
+        time.sleep(0.02)
+    bench.until(TaskStarted)
+    bench.stop()
+    assert bench.until(TaskExited).outcome == "parked"
+
+
+def test_a_throttled_task_that_takes_its_folder_away_keeps_its_supervisor(tmp_path):
+    bench = Bench(tmp_path / "engine", share=0.5, quotas=False)
+    bench.start("rm -r $QIPAN_ATTEMPT_DIR; sleep 0.5; exit 3")
+    exited = bench.until(TaskExited)
+    assert (exited.outcome, exited.exit_code) == ("failed", 3)
+
+
+def events(line: str, count: int, last: dict[str, object]) -> str:
+    """A script that writes so many lines of events, and one more."""
+    return (
+        f"import json,os\nwith open(os.environ['QIPAN_EVENTS'], 'a') as e:\n  e.write({line!r} * {count})\n"
+        f"  e.write(json.dumps({last!r}) + chr(10))\n"
+    )
+
+
+def test_what_a_task_saved_while_the_board_was_away_counts_however_much_it_said(bench, tmp_path):
+    lines = json.dumps({"event": "progress", "step": 50, "steps": 100, "loss": "x" * 200}) + "\n"
+    script = events(lines, 20_000, {"event": "checkpoint", "step": 50}) + "raise SystemExit(7)\n"
+    bench.start(python(script, tmp_path))
+    while not (bench.folder / "control" / "t-1" / "exit.json").exists():
+        time.sleep(0.02)
+    bench.open()
+    exited = bench.until(TaskExited)
+    assert (exited.exit_code, exited.saved_s, exited.done_s) == (7, 5.0, 5.0)
+
+
+def test_a_line_without_end_hides_nothing_that_comes_after_it(bench, tmp_path):
+    bench.start(python(events("x", 3 << 20, {}) + STEPPER, tmp_path))
+    assert bench.until(TaskProgress).done_s > 0
+
+
+def test_a_task_fills_no_journal_with_what_it_reports(bench, tmp_path):
+    lines = json.dumps({"event": "resumed", "from": "x" * 100}) + "\n"
+    script = events(lines, 20_000, {"event": "progress", "step": 1, "steps": 2, "more": "x" * 500_000})
+    bench.start(python(script, tmp_path))
+    bench.until(TaskExited, outcome="done")
+    said = [fact for _, fact in bench.engine.observe(0) if isinstance(fact, TaskProgress)]
+    assert said[0].said()["event"] == "resumed"
+    assert sum(len(fact.detail) for fact in said) < 50_000
+    assert len(said) < 200
 
 
 def test_a_task_that_cannot_be_followed_is_ended_and_fails_with_the_reason(bench, tmp_path, monkeypatch):

@@ -14,12 +14,15 @@ from qipan.engines.held import Held, Places
 from qipan.engines.journal import Journal
 from qipan.engines.launcher import Ended, Launcher, begun, ended
 from qipan.engines.reading import (
+    DETAIL_BYTES_MAX,
     Reading,
     gone_s,
     is_count,
+    may_say,
     outcome_of,
     parse,
     silent_s,
+    skip_to_the_rest,
     slow_ranks,
     steps_known,
     unread_lines,
@@ -39,7 +42,7 @@ WHY_MAX = 500  # letters
 MARGIN_S = 5.0  # beyond the end of its lease, after which an attempt that nobody can see is taken for gone
 BUSY_EVERY_S = 60.0  # so often it is looked at how much an attempt's devices work
 START_S = 5.0  # a supervisor that has given no sign for so long is looked for
-REPORTED = frozenset(  # at once and each
+REPORTED = frozenset(  # at once and each, where they are not very many
     {
         "ready", "first_step", "resumed", "parked", "rebalanced", "reshaped", "joined", "outside", "unsaved",
         "stream",
@@ -149,8 +152,7 @@ class Attempts:
         if started is None and exited is None and self._never_started(held, reading):
             exited = Ended(None, self._clock.now_s(), self._clock.now_s(), "machine")
         if exited is not None:
-            held = self._read_events(held, reading)
-            return self._end(held, reading, exited)
+            return self._end(self._read_rest(held, reading), reading, exited)
         if started is None:
             return None
         if self._may_live(held, reading):
@@ -180,6 +182,15 @@ class Attempts:
                 )
             )  # fmt: skip
 
+    def _read_rest(self, held: Held, reading: Reading) -> Held:
+        """A board that was away has more to read than a look takes, and the last line says how much is saved."""
+        skip_to_the_rest(reading)
+        before = -1
+        while reading.offset != before:
+            before = reading.offset
+            held = self._read_events(held, reading)
+        return held
+
     def _read_events(self, held: Held, reading: Reading) -> Held:
         if held.change is not None and held.change.reshaped_s:
             return held  # what follows is the next attempt's
@@ -197,7 +208,7 @@ class Attempts:
                 self._journal.hold(held)
                 break
             reading.offset += len(line)
-            detail = line.rstrip(b"\n").decode(errors="replace")
+            detail = line.rstrip(b"\n").decode(errors="replace") if len(line) <= DETAIL_BYTES_MAX else "{}"
             match event.get("event"):
                 case "progress" if is_count(step) and is_count(steps) and steps:
                     reading.done_s = work_s * min(step, steps) / steps
@@ -218,7 +229,8 @@ class Attempts:
                     said = detail
                 case str() as event_name if event_name in REPORTED:
                     said = ""
-                    self._report(held, reading, detail)
+                    if may_say(reading, self._clock.now_s()):
+                        self._report(held, reading, detail)
                 case _:
                     continue  # another program's line
         now_s = self._clock.now_s()

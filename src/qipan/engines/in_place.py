@@ -5,7 +5,6 @@ Processes that go on keep their supervisor and their folder; they are the next a
 boards see what they always see: one attempt ended "resized", the next one started.
 """
 
-import os
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +17,7 @@ from qipan.engines.held import Change, Held, Kept, Places
 from qipan.engines.launcher import Folders, Launcher, read_json
 from qipan.engines.processes import stat_of
 from qipan.engines.shim import Spec
-from qipan.engines.throttle import ranks_of, read_pid
+from qipan.engines.throttle import ranks_in, read_pid
 from qipan.trainer.world_board import WorldBoard, WorldOrder
 from qipan.workload import Task
 
@@ -160,7 +159,7 @@ def failed(folders: Folders, generation: int, change: Change) -> str:
 
 def leave(folder: Path, devices: int) -> bool:
     """Whether every process on a device behind the first `devices` is gone; their marks go with them."""
-    for rank in ranks_of(os.listdir(folder)):
+    for rank in ranks_in(folder):
         mark = folder / f"rank-{rank}"
         if rank >= devices and mark.is_file():
             if _lives(read_pid(str(mark))):

@@ -18,6 +18,11 @@ from qipan.leases import RAN_OUT
 
 DIGITS_MAX = 20  # of a whole number in an event
 READ_BYTES_MAX = 1 << 20  # of an events file at one look
+REST_BYTES_MAX = (
+    16 << 20
+)  # of it at the end, the newest: progress counts from the start, so the last lines say all
+REPORTS_MAX = 20  # each second that are said at once
+DETAIL_BYTES_MAX = 1 << 16  # of a line that is said as it is
 PARKED_BESIDE = re.compile(r"exitcode\s*:\s*75\b")  # the trainer's word: another part of its site was stopped
 KILLED = re.compile(
     r"exitcode\s*:\s*-9|Signal 9 \(SIGKILL\)|Connection closed by peer|Connection reset by peer"
@@ -33,6 +38,8 @@ class Reading:
     offset: int = 0  # of the events file, in bytes
     done_s: float = 0.0
     reported_s: float = 0.0
+    reports: int = 0  # said at once since `reports_from_s`
+    reports_from_s: float = 0.0
     started: bool = False
     finished: bool = False
     waited_since_s: float = 0.0  # for the supervisor's first sign
@@ -47,14 +54,27 @@ class Reading:
 
 
 def unread_lines(reading: Reading) -> list[bytes]:
-    """Whole lines of the events file from `offset` on, which stays: the caller counts what it takes."""
+    """Whole lines of the events file from `offset` on, which stays: the caller counts what it takes.  What is longer than a look is no
+    line, and passed over."""
     try:
         with plain.opened(reading.folders.task / "events.jsonl") as file:
             file.seek(reading.offset)
             fresh = file.read(READ_BYTES_MAX)
     except OSError:
         return []  # not written yet
-    return fresh[: fresh.rfind(b"\n") + 1].splitlines(keepends=True)
+    whole = fresh[: fresh.rfind(b"\n") + 1]
+    if not whole and len(fresh) == READ_BYTES_MAX:
+        reading.offset += len(fresh)
+    return whole.splitlines(keepends=True)
+
+
+def skip_to_the_rest(reading: Reading) -> None:
+    """Nobody writes any more, and what is read at once holds up the board: of more than REST_BYTES_MAX only the newest is read."""
+    try:
+        size = os.stat(reading.folders.task / "events.jsonl", follow_symlinks=False).st_size
+    except OSError:
+        return  # not written
+    reading.offset = max(reading.offset, size - REST_BYTES_MAX)
 
 
 def parse(line: bytes) -> dict[str, Any]:
@@ -74,6 +94,14 @@ def _bounded(text: str) -> int:
     if len(text) > DIGITS_MAX:
         raise ValueError(f"a number of {len(text)} digits")
     return int(text)
+
+
+def may_say(reading: Reading, now_s: float) -> bool:
+    """Whether one more report is said at once: a task writes what it likes, and every board above keeps it."""
+    if now_s >= reading.reports_from_s + 1.0:
+        reading.reports_from_s, reading.reports = now_s, 0
+    reading.reports += 1
+    return reading.reports <= REPORTS_MAX
 
 
 def write_steps(reading: Reading, steps: int) -> None:

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from qipan.engines.plain import read_text
+from qipan.engines.plain import Path, read_text
 from qipan.engines.processes import is_below, outside_of, signal_one, signal_task
 
 
@@ -23,7 +23,7 @@ class Throttle:
     def turn(self) -> float:
         """Stop and continue what is due; returns how long to sleep."""
         at = (time.monotonic() - self._began_s) % self.PERIOD_S / self.PERIOD_S
-        ranks = {rank: read_pid(f"{self._folder}/rank-{rank}") for rank in ranks_of(os.listdir(self._folder))}
+        ranks = {rank: read_pid(f"{self._folder}/rank-{rank}") for rank in ranks_in(self._folder)}
         if self._enclosed:
             if ranks != self._marked:
                 self._marked, self._outside = ranks, outside_of(self._pid)
@@ -51,8 +51,12 @@ class Throttle:
         signal_task(self._pid, signal.SIGCONT, self._enclosed)
 
 
-def ranks_of(names: list[str]) -> list[int]:
-    """Those whose marks (`rank-N`, with the rank's pid) are among the names."""
+def ranks_in(folder: Path) -> list[int]:
+    """Those whose marks (`rank-N`, with the rank's pid) lie in a task's folder: none where the task took that away."""
+    try:
+        names = os.listdir(folder)
+    except OSError:
+        return []
     texts = [name[len("rank-") :] for name in names if name.startswith("rank-")]
     return sorted(
         int(text) for text in texts if text.isdecimal() and text.isascii() and text == str(int(text))

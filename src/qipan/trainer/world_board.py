@@ -6,6 +6,7 @@ its strategy and members. `worker-N.ready`: a new process has done its imports a
 Engines write here, trainers read: nothing here needs torch.
 """
 
+import contextlib
 import json
 import os
 from collections.abc import Sequence
@@ -34,8 +35,10 @@ class WorldBoard:
         part.rename(self.folder / "reshape.json")
 
     def withdraw(self) -> None:
-        """No order stands; one that is being carried out is carried out."""
-        (self.folder / "reshape.json").unlink(missing_ok=True)
+        """No order stands; one that is being carried out is carried out.  The folder is the task's: what that made of it (no folder, a
+        folder in the file's place) holds no order, and stops nobody."""
+        with contextlib.suppress(OSError):
+            (self.folder / "reshape.json").unlink()
 
     def order(self) -> WorldOrder | None:
         try:
