@@ -310,7 +310,15 @@ def test_a_task_in_a_sandbox_is_held_to_its_share_and_reaches_nobody_outside(tmp
 
 
 @pytest.mark.parametrize(
-    ("how", "outcome", "code"), [("kill -9 $$", "lost", -9), ("exit 3", "failed", 3), ("exit 0", "done", 0)]
+    ("how", "outcome", "code"),
+    [
+        ("kill -9 $$", "lost", -9),
+        ("exit 3", "failed", 3),
+        ("exit 0", "done", 0),
+        ("exit 137", "failed", 137),
+        ("bash -c 'kill -9 $$'; exit $?", "failed", 137),
+        ("trap : TERM; kill 0; exit 143", "failed", 143),
+    ],
 )
 def test_how_a_task_in_a_sandbox_ended_is_told_as_of_any_other(tmp_path, how, outcome, code):
     here = engine(tmp_path)

@@ -116,6 +116,23 @@ def test_a_process_that_was_just_started_hears_an_order_to_stop(tmp_path, monkey
         signal.signal(signal.SIGTERM, handler)
 
 
+def test_an_attempt_is_over_when_its_last_process_is_however_long_that_takes(monkeypatch):
+    """Memory of a device, or very much of a host's, takes seconds to be given back."""
+    looks = iter([True] * 500 + [False])
+    monkeypatch.setattr(processes, "have_children", lambda: next(looks))
+    monkeypatch.setattr(processes, "descendants", lambda root: [])
+    monkeypatch.setattr(processes.time, "sleep", lambda seconds: None)
+    processes.end_all()
+    assert next(looks, None) is None
+
+
+def test_another_users_process_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(processes, "have_children", lambda: True)
+    monkeypatch.setattr(processes, "descendants", lambda root: [1])
+    monkeypatch.setattr(processes, "signal_one", lambda pid, number: False)
+    processes.end_all()
+
+
 def test_what_an_attempt_lasted_is_told_by_the_clock_that_nobody_sets(monkeypatch):
     start = Start()
     monkeypatch.setattr("qipan.engines.shim.time.time", lambda: start.unix_s + 600)

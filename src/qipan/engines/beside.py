@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +23,7 @@ AT_ONCE_MAX = 8  # of one attempt
 PIECE_BYTES = 256 << 10
 ARGUMENTS_MAX, COMMAND_BYTES_MAX = 1000, 64 << 10
 LIMIT_S_MAX = 24 * 3600.0
+START_S = 10.0  # from its folder to its supervisor
 NAME = re.compile(r"[0-9]{1,9}")
 
 
@@ -51,7 +53,6 @@ def begin(place: Path, control: Path, command: list[str], limit_s: float) -> str
     """Starts it; returns its number.  `place` holds those of the attempt whose supervisor writes in `control`.  Raises OverLimit, NotFound."""
     if not (control / "spec").exists() or (control / "exit.json").exists():
         raise NotFound("the attempt is not running")
-    spec = Spec.read(str(control / "spec"))
     place.mkdir(parents=True, exist_ok=True)
     numbers = sorted(int(path.name) for path in place.iterdir() if NAME.fullmatch(path.name))
     running = [place / str(number) for number in numbers if not (place / str(number) / "exit.json").exists()]
@@ -62,14 +63,22 @@ def begin(place: Path, control: Path, command: list[str], limit_s: float) -> str
             shutil.rmtree(place / str(number))
     folder = place / str(numbers[-1] + 1 if numbers else 1)
     folder.mkdir()
+    try:
+        _start(folder, control, command, limit_s)
+    except BaseException:
+        shutil.rmtree(folder)
+        raise
+    return folder.name
+
+
+def _start(folder: Path, control: Path, command: list[str], limit_s: float) -> None:
+    spec = Spec.read(str(control / "spec"))
     told = {"command": [*opening(spec.command), *command], "env": spec.env, "cwd": spec.cwd, "group": spec.group, "limit_s": limit_s}  # fmt: skip
     (folder / "spec.json").write_text(json.dumps(told))
-    shim = subprocess.Popen(
+    subprocess.Popen(
         supervisor(sys.executable, str(control), str(folder), program="beside_shim"),
         stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=(folder / "shim.err").open("w"), start_new_session=True,
     )  # fmt: skip
-    (folder / "pid").write_text(str(shim.pid))
-    return folder.name
 
 
 def read(place: Path, number: str, after: int) -> Piece:
@@ -101,14 +110,16 @@ def end(place: Path, number: str) -> None:
 
 
 def _lives(folder: Path) -> bool:
-    """Whether its supervisor does: a moment after the start it has no command line yet, and none once it has ended."""
+    """Whether its supervisor does, which notes its pid: one that has none is being started, unless the board died over it."""
     try:
+        if not (folder / "pid").exists():
+            return time.time() < folder.stat().st_mtime + START_S
         pid = read_pid(str(folder / "pid"))
-        command = Path(f"/proc/{pid}/cmdline").read_bytes()
-        state = stat_of(pid)[0]
+        return (
+            stat_of(pid)[0] not in "ZX" and str(folder).encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+        )
     except OSError:
-        return not (folder / "pid").exists()
-    return state not in "ZX" and (not command or str(folder).encode() in command)
+        return False
 
 
 def _folder(place: Path, number: str) -> Path:

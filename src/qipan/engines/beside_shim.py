@@ -6,7 +6,6 @@ FOLDER holds `spec.json`.  The command ends by itself, on `stop` in FOLDER, afte
 import ctypes
 import json
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -14,7 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from qipan.engines.processes import descendants, signal_one
+from qipan.engines.processes import end_all
 from qipan.engines.shim import LOG_BYTES_MAX, PR_SET_CHILD_SUBREAPER
 
 POLL_S = 0.1
@@ -23,6 +22,7 @@ NOT_FOUND, NOT_RUNNABLE = 127, 126  # as a shell says it
 
 def main() -> None:
     control, folder = Path(sys.argv[1]), Path(sys.argv[2])
+    note_pid(folder)
     spec = json.loads((folder / "spec.json").read_text())
     ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)  # what it leaves behind becomes ours to end
     if spec["group"]:
@@ -47,9 +47,15 @@ def main() -> None:
     if ended:
         child.kill()
         child.wait()
-    end_below()
+    end_all()
     copier.join(timeout=2)
     write_end(folder, None if ended else child.returncode, ended or "itself")
+
+
+def note_pid(folder: Path) -> None:
+    part = folder / "pid.part"
+    part.write_text(str(os.getpid()))
+    part.rename(folder / "pid")
 
 
 def watch(child: "subprocess.Popen[bytes]", control: Path, folder: Path, limit_s: float) -> str:
@@ -60,24 +66,12 @@ def watch(child: "subprocess.Popen[bytes]", control: Path, folder: Path, limit_s
             child.wait(POLL_S)
             return ""
         except subprocess.TimeoutExpired:
-            if (folder / "stop").exists():
+            if (folder / "stop").exists() or not folder.exists():
                 return "stop"
             if (control / "exit.json").exists() or not control.exists():
                 return "attempt"
             if time.clock_gettime(time.CLOCK_BOOTTIME) > end_s:
                 return "limit"
-
-
-def end_below() -> None:
-    """Kill every process that is left below this one, and wait until they are gone."""
-    while True:
-        for pid in descendants(os.getpid()):
-            signal_one(pid, signal.SIGKILL)
-        try:
-            if os.waitpid(-1, os.WNOHANG) == (0, 0):
-                time.sleep(0.02)
-        except ChildProcessError:
-            return
 
 
 def copy_log(source: Any, target: Path) -> None:

@@ -10,13 +10,16 @@ SANDBOX = "bwrap"
 
 
 def end_all() -> None:
-    """Kill every process that is left below this one, and wait until they are gone."""
-    for _ in range(100):
+    """Kill every process that is left below this one, and wait until they are gone, however long they take to give back what they
+    hold.  What has become another user's cannot be killed, and is left."""
+    while True:
         reap()
         if not have_children():
             return  # orphans of the task are our children: where there are none, nothing is left
-        for pid in descendants(os.getpid()):
-            signal_one(pid, signal.SIGKILL)
+        below = descendants(os.getpid())
+        reached = [signal_one(pid, signal.SIGKILL) for pid in below]
+        if below and not any(reached):
+            return
         time.sleep(0.02)
 
 
@@ -111,8 +114,12 @@ def signal_task(pid: int, number: int, enclosed: bool) -> bool:
     return True
 
 
-def signal_one(pid: int, number: int) -> None:
+def signal_one(pid: int, number: int) -> bool:
+    """False: it has become another user's.  One that ended by itself needs none."""
     try:
         os.kill(pid, number)
-    except (ProcessLookupError, PermissionError):
-        return  # it ended by itself, or has become another user's
+    except PermissionError:
+        return False
+    except ProcessLookupError:
+        return True
+    return True

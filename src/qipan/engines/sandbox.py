@@ -2,11 +2,12 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 
 from qipan.engines.launcher import Folders
 from qipan.engines.processes import SANDBOX
-from qipan.engines.shim import Spec
+from qipan.engines.shim import EXITED, Spec
 from qipan.errors import InvalidInput
 from qipan.hardware import BoardSpec
 
@@ -22,6 +23,29 @@ VALUES = {
     "--proc": 1,
     "--cap-drop": 1,
 }
+
+
+#: between bubblewrap, whose 128 + N may be signal N or the program's own code, and the program: a file tells that it was the latter.
+#: The program has a session of its own, so that what it tells its process group does not end this one.
+INSIDE = """
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGTERM])
+pid = os.fork()
+signal.signal(signal.SIGTERM, signal.SIG_IGN if pid else signal.SIG_DFL)
+if not pid:
+    os.setsid()
+    for number in (signal.SIGPIPE, signal.SIGXFSZ, signal.SIGINT): signal.signal(number, signal.SIG_DFL)
+signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGTERM])
+if not pid:
+    try: os.execvp(sys.argv[2], sys.argv[2:])
+    except OSError as error: sys.stderr.write(f"{sys.argv[2]} cannot be started: {error}\\n")
+    os._exit(127)
+code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+if code > 128:
+    try: open(sys.argv[1], "w").close()
+    except OSError: pass
+os._exit(code if code >= 0 else 128 - code)
+"""
 
 
 def wanted(board: BoardSpec) -> bool:
@@ -80,7 +104,12 @@ def enclose(attempt: Folders) -> None:
     for name in [name for name in spec.env if name == "PATH" or name.startswith(LOADER)]:
         command += ["--setenv", name, spec.env.pop(name)]  # else the task says what runs as bwrap, outside
     spec.env["PATH"] = os.environ.get("PATH", os.defpath)
-    spec.command = [*command, "--", *spec.command]
+    python = Path(sys.executable).resolve()
+    hidden = any(
+        python.is_relative_to(place) for place in ("/tmp", store.resolve())
+    )  # then 128 + N is read as a signal
+    inside = [] if hidden else [str(python), "-I", "-S", "-c", INSIDE, str(attempt.task / EXITED)]
+    spec.command = [*command, "--", *inside, *spec.command]
     spec.write(str(attempt.control / "spec"))
 
 

@@ -27,6 +27,7 @@ HOLD_POLL_S = 0.05
 LOG_BYTES_MAX = 16 * 2**20
 FAILED_STOP_S = 5.0  # for the rest of a gang of which one node failed
 MARGIN_S = 2.0  # beyond the lease, after which a node of the gang that says nothing is taken for gone
+EXITED = "exited"  # in the folder of a task in a sandbox: its code is its own, though it reads as a signal's
 PR_SET_PDEATHSIG, PR_SET_CHILD_SUBREAPER = 1, 36
 #: what a queue tells its jobs about their devices; kept for the task
 FROM_QUEUE = ("SLURM_", "CUDA_", "ROCR_", "HIP_", "ASCEND_", "GPU_", "ZE_", "RAY_", "PMI", "KUBERNETES_")
@@ -199,7 +200,7 @@ def watch(
                 signals.wait(0.2)
             if asked == "itself" and not spec.signal_on_stop and os.path.exists(stop):
                 asked = "stop"  # another node told it, and it was faster than we
-            code = joined.failed or (code_inside(ended[child]) if spec.enclosed else ended[child])
+            code = joined.failed or (code_inside(ended[child], spec.task) if spec.enclosed else ended[child])
             return code, "signal" if asked == "itself" and signals.told else asked
         if joined.failed:
             return joined.failed, asked
@@ -488,9 +489,10 @@ class Until:
         return now_s > self._until_s - early_s
 
 
-def code_inside(code: int) -> int:
-    """Bubblewrap says 128 + N, as a shell does, where signal N ended what it ran; without it that would be -N."""
-    return 128 - code if 128 < code <= 128 + signal.NSIG else code
+def code_inside(code: int, task: str) -> int:
+    """Bubblewrap says 128 + N, as a shell does, where signal N ended what it ran: -N without it, unless the program itself said so."""
+    by_signal = 128 < code <= 128 + signal.NSIG and not os.path.exists(f"{task}/{EXITED}")
+    return 128 - code if by_signal else code
 
 
 def read_json(path: str) -> "dict[str, object] | None":
