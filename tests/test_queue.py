@@ -22,6 +22,7 @@ from qipan.engines.queue import Job, QueueLauncher, View, gang_command
 from qipan.engines.seats import Seats
 from qipan.engines.shim import Spec
 from qipan.engines.slurm import Slurm
+from qipan.engines.slurm_control import Commands
 from qipan.engines.slurm_rest import properties, user_of
 from qipan.errors import InvalidInput, QipanError
 from qipan.events import EngineOffered, LeaseGranted, Reserve, Start, Stop, TakeCensus, TasksHeld
@@ -268,3 +269,23 @@ def test_the_first_node_of_a_trainers_gang_hosts_its_rendezvous_at_the_address_t
     told = subprocess.run([*words, "env"], env=env, capture_output=True, text=True, check=True).stdout.split()
     assert {f"PET_RDZV_CONF={hosts}", "PET_LOCAL_ADDR=10.0.0.7"} <= {*told}
     assert "--nnodes=2" in command
+
+
+NAMES = """#!/usr/bin/env python3
+import sys
+rows = [("\u8bad\u7ec3", "7", "RUNNING", "2", "c0n[0-1]"), ("\u8bd7" * 50, "8", "RUNNING", "1", "c0n2")]
+for name, number, state, nodes, where in rows:
+    columns = name, number, state, nodes, "4", "gres:gpu:2", "N/A", where, "None"
+    for text, width in zip(columns, (120, 20, 20, 12, 12, 80, 80, 200, 80)):
+        sys.stdout.buffer.write(text.encode()[:width].rjust(width))
+    print(flush=True)
+"""
+
+
+def test_a_job_of_the_site_may_have_a_name_in_any_script(tmp_path):
+    """squeue pads and cuts by bytes (seen with Slurm 22.05): by letters the columns behind the name would be others."""
+    (tmp_path / "squeue").write_text(NAMES)
+    (tmp_path / "squeue").chmod(0o755)
+    first, second = Commands({**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}"}).jobs()
+    assert (first.name, first.job_id, first.nodes, first.listed) == ("\u8bad\u7ec3", "7", 2, "c0n[0-1]")
+    assert (second.job_id, second.nodes, second.per_node) == ("8", 1, "gres:gpu:2")

@@ -70,7 +70,7 @@ class Commands:
             "sbatch", "--parsable", f"--job-name={name}", f"--comment={comment}", *written(shape),
             "--signal=B:TERM@60", "--no-requeue", f"--output={log}", "--export=ALL", f"--wrap=exec {program}",
         )  # fmt: skip
-        return done.strip().split(";")[0]
+        return done.decode().strip().split(";")[0]
 
     def cancel(self, job_id: str) -> None:
         self._run("scancel", job_id)
@@ -82,8 +82,8 @@ class Commands:
         ).splitlines():
             columns, at = [], 0
             for field in FIELDS:
-                width = int(field.split(".")[1])
-                columns.append(line[at : at + width].strip())
+                width = int(field.split(".")[1])  # bytes: a name may be cut amid a letter
+                columns.append(line[at : at + width].decode(errors="replace").strip())
                 at += width
             name, job_id, state, nodes, cpus, per_node, per_job, listed, reason = columns
             rows.append(JobRow(name, job_id, state, int(nodes), int(cpus), per_node, per_job, listed, reason))
@@ -92,7 +92,11 @@ class Commands:
     def nodes(self, partition: str) -> list[NodeRow]:
         where = [f"--partition={partition}"] if partition else []
         rows: dict[str, NodeRow] = {}  # a node is listed once a partition
-        for line in self._run("sinfo", "--noheader", "-N", *where, "-o", "%N|%T|%G|%c|%E").splitlines():
+        for line in (
+            self._run("sinfo", "--noheader", "-N", *where, "-o", "%N|%T|%G|%c|%E")
+            .decode(errors="replace")
+            .splitlines()
+        ):
             node, state, gres, cpus, reason = line.split("|", 4)
             plain = state.rstrip("*$~#!%@^-+").split("-")[0]
             drains = plain in ("draining", "drained")
@@ -101,10 +105,10 @@ class Commands:
             rows.setdefault(node, NodeRow(node, drains, gres, int(cpus), reason.strip()))
         return list(rows.values())
 
-    def _run(self, *command: str) -> str:
+    def _run(self, *command: str) -> bytes:
         try:
             done = subprocess.run(
-                command, capture_output=True, text=True, timeout=LIMIT_S, check=False, stdin=subprocess.DEVNULL,
+                command, capture_output=True, timeout=LIMIT_S, check=False, stdin=subprocess.DEVNULL,
                 env=self._environment,
             )  # fmt: skip
         except FileNotFoundError:
@@ -114,7 +118,7 @@ class Commands:
         except subprocess.TimeoutExpired:
             raise QipanError(f"{command[0]} gave no answer in {LIMIT_S:g} s; is slurmctld up?") from None
         if done.returncode != 0:
-            said = (done.stderr or done.stdout).strip()[:400]
+            said = (done.stderr or done.stdout).decode(errors="replace").strip()[:400]
             raise QipanError(
                 f"{command[0]} failed ({done.returncode}): {said}; try it by hand with the same arguments"
             )
