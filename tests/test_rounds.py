@@ -2,12 +2,14 @@
 
 import os
 import random
+import time
 from collections import Counter
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 
 import pytest
 
+from qipan.round_server import TICK_S, RoundServer
 from qipan.rounds import (
     Commit,
     HungUp,
@@ -28,6 +30,7 @@ from qipan.rounds import (
     todo,
     view,
 )
+from qipan.trainer.sites.desk import Desk
 
 GRACE_S = 5.0
 STEP_S = 0.5
@@ -323,6 +326,29 @@ def test_a_closed_line_is_waited_for_half_a_second_and_forgiven_when_it_comes_ba
     assert len(rounds.members) == 2
     rounds = told(rounds, HungUp("b", 3.0), Seen(3.6, "a"))
     assert [member.site for member in rounds.members] == ["a"]
+
+
+def test_what_a_coordinator_could_not_write_it_has_not_heard(tmp_path):
+    """Else it would answer from what is gone once it is killed; and it goes on once there is room."""
+    folder = tmp_path / "rounds"
+    server = RoundServer("127.0.0.1", folder)
+    server.open("t", Rules(1, GRACE_S, 1, ("a",)))
+    desk = Desk(server.address, "t", "a")
+    try:
+        folder.rmdir()
+        desk.tell(Joined("a", 0.0, 0))
+        time.sleep(3 * TICK_S)
+        assert server.state("t").members == ()
+        folder.mkdir()
+        desk.tell(Joined("a", 0.0, 0))
+        end_s = time.monotonic() + 30
+        while not (folder / "t.json").exists():
+            assert time.monotonic() < end_s, "its clock stands still"
+            time.sleep(0.02)
+        assert [member.site for member in server.state("t").members] == ["a"]
+    finally:
+        desk.close()
+        server.close()
 
 
 def test_votes_for_unlike_results_never_commit():

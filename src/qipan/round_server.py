@@ -6,6 +6,7 @@ With a `key`, lines are encrypted, and only who knows a task's own is answered. 
 import contextlib
 import hmac
 import json
+import logging
 import socket
 import socketserver
 import ssl
@@ -37,6 +38,9 @@ from qipan.rounds import (
 TICK_S = 0.25
 NEWS_S = 0.5  # a beat waits so long for news
 VERSIONS_APART = 1_000_000_000
+LINE_BYTES_MAX = 1 << 20
+
+log = logging.getLogger("qipan.rounds")
 
 
 class RoundServer:
@@ -123,17 +127,25 @@ class RoundServer:
         self._server.server_close()
 
     def _tick(self) -> None:
+        said = ""
         while not self._closed.wait(TICK_S):
             for task in list(self._tasks):
-                self._decide(task, Seen(0.0))
+                try:
+                    self._decide(task, Seen(0.0))
+                except Exception as error:  # nothing was decided: that is done at the next tick; without this thread nobody is missed
+                    if repr(error) != said:
+                        said = repr(error)
+                        log.exception("rounds of %s cannot go on", task)
 
     def _decide(self, task: str, fact: RoundFact) -> View:
         with self._changed:
             before = self._tasks[task]
             after, commands = decide_round(before, replace(fact, at_s=time.monotonic()))
-            self._tasks[task] = after
             if commands or after.members != before.members:
-                self._keep(task, after)
+                self._keep(
+                    task, after
+                )  # raises where there is no room: then the fact was not heard, and is said again
+            self._tasks[task] = after
             shown = view(after)
             if not same_view(view(before), shown):
                 self._changed.notify_all()
@@ -167,7 +179,7 @@ class RoundServer:
     def _answer(self, stream: socketserver.StreamRequestHandler, beats: list[tuple[str, str]]) -> None:
         """Until the line closes.  Leaves in `beats` the (task, site) whose beat it carries."""
         shown: View | None = None
-        for line in stream.rfile:
+        while line := stream.rfile.readline(LINE_BYTES_MAX):
             try:
                 request = json.loads(line)
                 task, fact = str(request["task"]), decode_fact(request["fact"])
