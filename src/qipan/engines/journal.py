@@ -1,5 +1,5 @@
-"""What a leaf engine keeps through its own end: every fact it said (`journal.jsonl`, numbered by line), the leases it holds and
-how far each task's commands have come (`held.json`)."""
+"""What a leaf engine keeps through its own end: every fact it said (`journal.jsonl`, numbered by line, an empty one where a fact was
+lost), the leases it holds and how far each task's commands have come (`held.json`)."""
 
 import os
 from pathlib import Path
@@ -22,11 +22,14 @@ from qipan.leases import LeaseId, Room, TaskId
 
 
 class Journal:
-    """What the facts say is kept beside them; all of it is read back from `folder`."""
+    """What the facts say is kept beside them; all of it is read back from `folder`.  The facts themselves are in memory only until
+    the board's store has them."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self.facts: list[Fact] = []
+        self._path = folder / "journal.jsonl"
+        self._count = 0  # of lines
+        self._fresh: list[Fact] = []  # the last of them
         self.held: dict[TaskId, Held] = {}
         #: (term, generation) of the last command for each task
         self.commands: dict[TaskId, tuple[int, int]] = {}
@@ -39,22 +42,26 @@ class Journal:
         self._read_back()
 
     def say(self, fact: Fact) -> None:
-        """Whole or not at all: what is said next must not stand behind half a line.  Raises OSError."""
-        line = encode(fact) + b"\n"
-        journal = os.open(
-            self._folder / "journal.jsonl", os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644
-        )
-        try:
-            size = os.fstat(journal).st_size
-            try:
-                while line:
-                    line = line[os.write(journal, line) :]
-            except OSError:
-                os.ftruncate(journal, size)
-                raise
-        finally:
-            os.close(journal)
+        """Raises OSError."""
+        self._write(encode(fact) + b"\n")
+        self._count += 1
+        self._fresh.append(fact)
         self._note(fact)
+
+    def go_on_behind(self, number: int) -> None:
+        """The board's store has facts up to this number.  Where a machine that went down lost their lines here, what is said next
+        has numbers behind them all the same: else it would pass for what was heard.  Raises OSError."""
+        if number > self._count:
+            self._write(b"\n" * (number - self._count))
+            self._count, self._fresh = number, []
+
+    def after(self, number: int) -> list[tuple[int, Fact]]:
+        """What was said behind this number, up to which the board's store has all."""
+        first = self._count - len(self._fresh)
+        if number < first:
+            return self._read(number)  # a start, or a store that was restored
+        del self._fresh[: number - first]
+        return list(enumerate(self._fresh, number + 1))
 
     def hold(self, *leases: Held) -> None:
         """All are written at once: the file is whole, and a renewal takes very many."""
@@ -72,13 +79,30 @@ class Journal:
         self.commands[task_id] = (term, generation)
         return True
 
+    def _write(self, lines: bytes) -> None:
+        """Whole or not at all: what is said next must not stand behind half a line."""
+        journal = os.open(self._path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            size = os.fstat(journal).st_size
+            try:
+                while lines:
+                    lines = lines[os.write(journal, lines) :]
+            except OSError:
+                os.ftruncate(journal, size)
+                raise
+        finally:
+            os.close(journal)
+
+    def _read(self, number: int) -> list[tuple[int, Fact]]:
+        with self._path.open("rb") as file:
+            return [(at, _fact(line)) for at, line in enumerate(file, 1) if at > number and line != b"\n"]
+
     def _save(self) -> None:
         part = self._folder / "held.part"
         part.write_bytes(msgspec.json.encode((self.held, self.commands)))
         part.rename(self._folder / "held.json")
 
     def _note(self, fact: Fact) -> None:
-        self.facts.append(fact)
         match fact:
             case TaskStarted():
                 self.started.add((fact.task_id, fact.attempt))
@@ -92,24 +116,25 @@ class Journal:
                 self.room = fact.room
 
     def _read_back(self) -> None:
-        journal = self._folder / "journal.jsonl"
-        if journal.exists():
-            body = journal.read_bytes()
-            whole = body[: body.rfind(b"\n") + 1]
-            if len(whole) != len(body):
-                # the last line was cut by a crash; its fact was never given out
-                os.truncate(journal, len(whole))
-            for line in whole.splitlines():
-                fact = decode(line)
-                assert isinstance(fact, Fact)
-                self._note(fact)
+        refused: set[tuple[LeaseId, int]] = set()
+        whole = 0  # bytes
+        self._path.touch()
+        with self._path.open("rb") as file:
+            for line in file:
+                if not line.endswith(b"\n") or b"\0" in line:
+                    break  # cut by a crash, of the process or of the machine, which may leave zeros
+                whole, self._count = whole + len(line), self._count + 1
+                if line != b"\n":
+                    fact = _fact(line)
+                    self._note(fact)
+                    if isinstance(fact, LeaseRefused):
+                        refused.add((fact.lease_id, fact.generation))
+        if whole < self._path.stat().st_size:
+            os.truncate(self._path, whole)
         path = self._folder / "held.json"
         if path.exists():
             kind = tuple[dict[TaskId, Held], dict[TaskId, tuple[int, int]]]
             held, self.commands = msgspec.json.decode(path.read_bytes(), type=kind)
-            refused = {
-                (fact.lease_id, fact.generation) for fact in self.facts if isinstance(fact, LeaseRefused)
-            }
             self.held = {
                 task_id: one for task_id, one in held.items() if not self._was_given_up(one, refused)
             }
@@ -121,3 +146,9 @@ class Journal:
         if held.attempt:
             return (held.task_id, held.attempt + 1) in self.ended
         return (held.lease_id, held.generation) in refused
+
+
+def _fact(line: bytes) -> Fact:
+    fact = decode(line)
+    assert isinstance(fact, Fact)
+    return fact

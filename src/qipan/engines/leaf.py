@@ -87,7 +87,6 @@ class LeafEngine:
         launcher.adopt(
             self.places.prefix(), [self.places.hold(held) for held in held_before if not held.staging]
         )
-        self._offer()
 
     # ---- commands --------------------------------------------------------------------------------------------------
 
@@ -204,11 +203,12 @@ class LeafEngine:
         self.journal.say(TasksHeld(self.engine, term_seen, command.asked_lease_s, held, over))
 
     def observe(self, after: int) -> list[tuple[int, Fact]]:
+        self.journal.go_on_behind(after)
         for task_id in sorted(self.journal.held):
             self._look_at(task_id)
         self._offer()
         self._launcher.sweep()
-        return list(enumerate(self.journal.facts[after:], start=after + 1))
+        return self.journal.after(after)
 
     def close(self) -> None:
         """Clean up after what has ended."""
