@@ -4,11 +4,13 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from qipan.planner import Option, Plan
 from qipan.quantities import format_bytes, format_duration, format_money
 from qipan.workload.imports import Directive
+
+if TYPE_CHECKING:  # a command that plans nothing starts without the planner
+    from qipan.planner import Option, Plan
 
 
 def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
@@ -35,7 +37,7 @@ def _width(text: str) -> int:
     return sum(2 if ord(character) > 0x2E80 else 1 for character in text)
 
 
-def print_plan(plan: Plan) -> None:
+def print_plan(plan: "Plan") -> None:
     if plan.stages:
         _print_stages(plan)
         return
@@ -47,7 +49,7 @@ def print_plan(plan: Plan) -> None:
 OPTIONS_OF_A_STAGE = 6
 
 
-def _print_stages(plan: Plan) -> None:
+def _print_stages(plan: "Plan") -> None:
     rows = []
     for stage, option in zip(plan.stages, plan.options, strict=True):
         told = [f"after {' and '.join(stage.after)}"] if stage.after else []
@@ -79,7 +81,7 @@ def _print_stages(plan: Plan) -> None:
             )
 
 
-def _print_options(plan: Plan) -> None:
+def _print_options(plan: "Plan") -> None:
     odds = any(option.deadline_odds is not None for option in plan.options)
     limits = any(option.limit for option in plan.options)
     rows = [
@@ -120,7 +122,7 @@ def _print_options(plan: Plan) -> None:
 BAR = 40
 
 
-def print_option(option: Option) -> None:
+def print_option(option: "Option") -> None:
     """Where each second of a step and each GiB of a device goes, and how sure that is."""
     print(f"{option.option_id}: {option.strategy}, a step {option.step_s:.3f} s, from {option.source}")
     for name, seconds in option.parts_s.items():
