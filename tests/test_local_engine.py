@@ -14,6 +14,7 @@ from qipan.clock import SystemClock
 from qipan.curves import Curve, Need, Point
 from qipan.engines import devices as chips
 from qipan.engines.alive import judge
+from qipan.engines.journal import Journal
 from qipan.engines.local import LocalEngine
 from qipan.events import (
     EngineOffered,
@@ -573,6 +574,21 @@ def test_what_a_task_saved_while_the_board_was_away_counts_however_much_it_said(
 def test_a_line_without_end_hides_nothing_that_comes_after_it(bench, tmp_path):
     bench.start(python(events("x", 3 << 20, {}) + STEPPER, tmp_path))
     assert bench.until(TaskProgress).done_s > 0
+
+
+def test_of_many_checkpoints_in_one_look_the_last_is_kept(bench, tmp_path, monkeypatch):
+    """Each would write all leases of the engine anew."""
+    saved = []
+    save = Journal._save
+    monkeypatch.setattr(Journal, "_save", lambda journal: saved.append(save(journal)))
+    lines = "".join(
+        json.dumps({"event": event, "step": step, "steps": 2000}) + "\n"
+        for step in range(1, 1001)
+        for event in ("progress", "checkpoint")
+    )
+    bench.start(python(events(lines, 1, {}), tmp_path))
+    assert bench.until(TaskExited).outcome == "done"
+    assert len(saved) < 20
 
 
 def test_a_task_fills_no_journal_with_what_it_reports(bench, tmp_path):

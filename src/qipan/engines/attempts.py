@@ -194,7 +194,7 @@ class Attempts:
     def _read_events(self, held: Held, reading: Reading) -> Held:
         if held.change is not None and held.change.reshaped_s:
             return held  # what follows is the next attempt's
-        work_s, said = held.order.curve.work_s, ""
+        work_s, said, saved = held.order.curve.work_s, "", False
         for line in unread_lines(reading):
             event = parse(line)
             step, steps = event.get("step"), event.get("steps")
@@ -218,9 +218,7 @@ class Attempts:
                 case "checkpoint" if is_count(step):
                     steps = steps_known(reading)
                     if steps:
-                        held = replace(held, saved_s=work_s * min(step, steps) / steps)
-                        self._journal.hold(held)
-                        self._keep(held)
+                        held, saved = replace(held, saved_s=work_s * min(step, steps) / steps), True
                     said = detail
                 case "done":
                     reading.finished = True
@@ -233,6 +231,9 @@ class Attempts:
                         self._report(held, reading, detail)
                 case _:
                     continue  # another program's line
+        if saved:  # of many checkpoints in one look the last is kept
+            self._journal.hold(held)
+            self._keep(held)
         now_s = self._clock.now_s()
         if said and (now_s - reading.reported_s >= PROGRESS_S or reading.finished):
             reading.reported_s = now_s
