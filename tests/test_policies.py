@@ -48,6 +48,14 @@ def test_gavel_gives_the_shares_of_its_paper():
     assert ((given.rates * shares).sum(axis=1) / equal).min() > 1 / 3 * 2 * 1.03
 
 
+def test_gavel_shares_what_there_is_where_a_pool_has_nothing_to_give():
+    """All held by tasks that just start, or without power: the board could decide nothing any more."""
+    a = Contender("a", (Option("p", (("dark", 1),), 1.0),), 0.0)
+    b = Contender("b", (Option("p", (("lit", 1),), 1.0),), 0.0)
+    assert PEERS["gavel"].choose([a], {"dark": 0}, 1.0) == {}
+    assert PEERS["gavel"].choose([a, b], {"dark": 0, "lit": 1}, 1.0) == {"b": "p"}
+
+
 def test_the_least_makespan_is_that_of_the_program():
     given = program([[2.0, 1.0], [2.0, 1.0]], [1.0, 1.0], [100.0, 100.0])
     assert least_makespan_s(given) == pytest.approx(100 / 1.5), "each half of the time on the fast device"

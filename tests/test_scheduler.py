@@ -10,6 +10,7 @@ from qipan.events import (
     BudgetReached,
     CancelRequested,
     CommandReceived,
+    DevicesBusy,
     EngineAttached,
     EngineOffered,
     HeldTask,
@@ -216,6 +217,22 @@ def test_what_was_told_to_stop_at_a_board_that_fell_silent_is_not_placed_anew(fa
     silent = decide(state, [], Moment(100, 100))
     assert (silent.commands, silent.reasons[0].verdict) == ((), "moved")
     assert state.over.get(TaskId("a")) == then or state.tasks[TaskId("a")].phase is then
+
+
+@pytest.mark.parametrize("policy", ["revenue", "fair"])
+def test_while_one_parks_for_a_dearer_task_no_other_is_parked_for_it_as_well(policy):
+    """Any fact that came meanwhile, a step of another task, made the next one give way, until nothing ran beside the dear one."""
+    state = leaf_state(12, policy=policy)
+    for number, name in enumerate("abc"):
+        decide(
+            state, [TaskSubmitted(order(name, counts=(4,), work_s=1e6, submitted_s=3000.0), 0)], Moment(1, 1)
+        )
+        run_until_started(state, name, 1.0 + number)
+    dear = order("dear", counts=(4,), bid=100 * TARIFF, work_s=1e4)
+    first = decide(state, [TaskSubmitted(dear, 0)], Moment(5000, 5000))
+    assert len(commands(first, Stop)) == 1
+    asked = [DevicesBusy(TaskId(name), ENGINE, 1, 0.9, 5000.0, 5001.0) for name in "abc"]
+    assert commands(decide(state, asked, Moment(5001, 5001)), Stop) == []
 
 
 def lost_after(state: State, number: int, saved_s: float, *, told: bool) -> str:

@@ -28,7 +28,7 @@ from qipan.scheduler.entered import can_go_home
 from qipan.scheduler.gangs import PASSES, Aside, barred_of_gangs, gang_fits, gang_in_line, lines_of, torn
 from qipan.scheduler.movable import cheapest, hungriest
 from qipan.scheduler.moves import Moves, worth_there
-from qipan.scheduler.owners import not_owned
+from qipan.scheduler.owners import freeing, not_owned
 from qipan.scheduler.policies import CHOOSERS, PEERS, RIGID, Contender, Option
 from qipan.scheduler.preemptions import note, spared_by, within_limits
 from qipan.scheduler.reshaping import change_s, ran_s, spared, start_again, unsaved_s
@@ -165,6 +165,11 @@ def _chosen_whole(state: State, draft: Draft, movable: list[TaskState]) -> dict[
         if task.engine is not None:
             for need in task.needs:
                 capacity[engine_key(task.engine, need.chip_class)] += need.devices
+    if not large(state):  # where promised seats are kept, who waits for these makes nobody else give way
+        for task in (*state.tasks.in_phase(Phase.STOPPING), *state.tasks.in_phase(Phase.RESIZING)):
+            key = engine_key(EngineId(task.engine or ""), task.needs[0].chip_class)
+            if key in capacity:
+                capacity[key] += freeing(task)
     chosen = _chosen(state, draft, bidders, seats, capacity)
     aside = Aside()
     for _ in range(PASSES if lines else 0):

@@ -212,7 +212,7 @@ def _take_back(
         else:
             held = sum(need.devices for one, chip in holders for need in one.needs if need.chip_class == chip)
         free = offered - held - before
-        coming = sum(_freeing(one) for one, _ in holders)
+        coming = sum(freeing(one) for one, _ in holders)
         if best is None or devices - free - coming < best[0]:
             best, sites = (devices - free - coming, engine, coming), some
     if best is not None:
@@ -299,10 +299,10 @@ def _beyond_own(state: State, draft: Draft) -> Callable[[str, str], int]:
 
 def _coming(state: State, chips: set[str]) -> int:
     keys = [engine_key(engine, chip) for engine in sorted(state.engines) for chip in chips]
-    return sum(_freeing(task) for key in keys for task in state.tasks.at_chip(key))
+    return sum(freeing(task) for key in keys for task in state.tasks.at_chip(key))
 
 
-def _freeing(task: TaskState) -> int:
+def freeing(task: TaskState) -> int:
     """Devices that it is giving up."""
     if task.phase is Phase.STOPPING:
         return task.devices

@@ -274,10 +274,14 @@ class MaxMinNow:
     there is now, and who has had the least of its share since it came goes first.  It remembers nothing."""
 
     def choose(self, contenders: Sequence[Contender], capacity: Mapping[str, int], now_s: float) -> Choice:
-        shapes = [one for one in contenders if any(option.rate > 0 for option in one.options)]
+        pools = [pool for pool in sorted(capacity) if capacity[pool] > 0]
+        shapes = [
+            one
+            for one in contenders
+            if any(option.rate > 0 and option.needs[0][0] in pools for option in one.options)
+        ]
         if not shapes:
             return {}
-        pools = sorted(capacity)
         best = {one.task_id: _largest_shapes(one) for one in shapes}
         order = sorted(shapes, key=lambda one: (one.submitted_s, one.task_id))
         rates = np.array(
