@@ -165,7 +165,8 @@ def _chosen_whole(state: State, draft: Draft, movable: list[TaskState]) -> dict[
         if task.engine is not None:
             for need in task.needs:
                 capacity[engine_key(task.engine, need.chip_class)] += need.devices
-    if not large(state):  # where promised seats are kept, who waits for these makes nobody else give way
+    if not large(state) and state.settings.policy not in CHOOSERS:
+        # Who waits for what is given up makes nobody else give way.  A large board keeps it for who it is promised to.
         for task in (*state.tasks.in_phase(Phase.STOPPING), *state.tasks.in_phase(Phase.RESIZING)):
             key = engine_key(EngineId(task.engine or ""), task.needs[0].chip_class)
             if key in capacity:
