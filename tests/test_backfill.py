@@ -8,15 +8,17 @@ from hypothesis import strategies as st
 
 from qipan.controller import verify
 from qipan.curves import Need
-from qipan.events import CancelRequested
+from qipan.events import CancelRequested, TaskSubmitted
 from qipan.hardware import BoardId, BoardSpec
 from qipan.leases import TaskId
-from qipan.scheduler import Settings
+from qipan.scheduler import Settings, decide
 from qipan.scheduler.backfill import Reservation, ends_of
 from qipan.scheduler.limits import why_waiting_text
 from qipan.scheduler.state import Moment, Phase, State, TaskState
 from qipan.scheduler.why import changes_that_start
 from qipan.twin import Happening, World, arrivals, build_world, check_end, check_world
+from test_quota import parked
+from test_scheduler import leaf_state, run_until_started
 from test_twin import LARGE
 from worlds import FAST, TARIFF, leaf, order
 
@@ -53,6 +55,17 @@ def test_a_wide_task_begins_when_those_that_ran_have_ended_not_when_no_narrow_on
     check_end(world, {TaskId("wide"), *(TaskId(f"n{i:03}") for i in range(100))})
     assert set(world.tree.root.state.over.values()) == {"done"}
     verify(world.tree.root.store, DC, settings, top=True)
+
+
+def test_once_it_runs_nothing_is_kept_for_it_any_more():
+    state = leaf_state(4)
+    decide(state, [TaskSubmitted(order("n", counts=(3,), elastic=False), 0)], Moment(1, 1))
+    run_until_started(state, "n")
+    wide = TaskSubmitted(order("wide", counts=(4,), elastic=False), 0)
+    assert [one.verdict for one in decide(state, [wide], Moment(2, 2)).reasons] == ["reserved"]
+    assert state.first == "wide"
+    decide(state, [parked(state, "n", 3.0), CancelRequested(TaskId("n"), "me")], Moment(3, 3))
+    assert (state.tasks[TaskId("wide")].phase, state.first, state.first_at) == (Phase.RESERVING, "", "")
 
 
 def test_without_it_the_wide_task_waits_for_the_last_narrow_one():

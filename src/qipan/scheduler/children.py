@@ -128,20 +128,21 @@ class Children:
         return score
 
     kept: Reservation | None = None
+    _kept_at: tuple[ChipAsks, int] | None = None  # the row that it is about
 
     def _open(self, task: TaskState, table: ChipAsks, point: Point, score: Floats) -> Floats:
         """Without the row that is kept for another."""
-        if self.kept is None:
+        if self.kept is None or self._kept_at is None or self._kept_at[0] is not table:
             return score
-        for row, (engine, offer) in enumerate(zip(table.engines, table.offers, strict=True)):
-            if self.kept.bars(self.state, task, child_key(engine, offer), point, self.draft.moment.now_s):
-                score = score.copy()
-                score[row] = -1.0
+        if self.kept.bars(self.state, task, self.kept.key, point, self.draft.moment.now_s):
+            score = score.copy()
+            score[self._kept_at[1]] = -1.0
         return score
 
     def keep_for(self, task: TaskState, owner: Worth) -> None:
         """For a waiting task that found no seat: where, as those that this board placed end, its devices can be had first."""
         now_s, found = self.draft.moment.now_s, list[Reservation | None]()
+        rows: dict[str, tuple[ChipAsks, int]] = {}
         for point in task.order.curve.points:
             table = self._table_for(task, point)
             if table is None or self.refused_by_rule(task, point):
@@ -158,8 +159,11 @@ class Children:
                     one for one in self.state.tasks.at_chip(chip) if offer.site in ("", checkpoint_at(one))
                 ]
                 ends = ends_of([one for one in there if not parks(self.state, one)], chip, now_s)
-                found.append(reserved(task, child_key(engine, offer), point.devices, have, ends, now_s))
+                key = child_key(engine, offer)
+                rows[key] = (table, row)
+                found.append(reserved(task, key, point.devices, have, ends, now_s))
         self.kept = soonest(found)
+        self._kept_at = rows[self.kept.key] if self.kept is not None else None
         tell_reserved(self.state, self.draft, self.kept)
 
     def _shares(self, table: ChipAsks, board: str) -> Floats:

@@ -15,17 +15,16 @@ from qipan.quantities import format_money
 from qipan.rules import may_borrow
 from qipan.scheduler.asks import STRADDLED, engine_key
 from qipan.scheduler.bids import worth_of
+from qipan.scheduler.movable import makes_room
 from qipan.scheduler.policies import RIGID
-from qipan.scheduler.preemptions import note, spared_by, within_limits
-from qipan.scheduler.reshaping import unsaved_s
+from qipan.scheduler.preemptions import note, within_limits
+from qipan.scheduler.reshaping import settled, unsaved_s
 from qipan.scheduler.seats import Seat
 from qipan.scheduler.state import AfterStop, Draft, Phase, State, TaskState, named_to
 from qipan.scheduler.transitions import order_stop
 
 #: times that the gain must pay for the moves
 PAYS = 4.0
-#: starts and stops that a task must have run for before it is moved
-SETTLED = 20.0
 
 
 def waits_for_block(state: State, draft: Draft, task: TaskState, seat: Seat) -> bool:
@@ -97,14 +96,11 @@ def _ways(
 def _may_move(state: State, draft: Draft, engine: EngineId, name: TaskId) -> bool:
     task, now_s = state.tasks.get(name), draft.moment.now_s
     point = task.point() if task is not None else None
-    if task is None or point is None or task.phase is not Phase.RUNNING or task.engine != engine:
+    if task is None or point is None or task.engine != engine or not makes_room(state, task, now_s):
         return False
-    if not (task.order.elastic and state.settings.elastic and may_borrow(task.order, state.rules)):
+    if len(task.order.gang) > 1 or not may_borrow(task.order, state.rules):
         return False
-    if len(task.order.gang) > 1:
-        return False
-    settled = now_s - task.since_s >= SETTLED * (point.start_s + point.stop_s)
-    return settled and spared_by(state, task, now_s) is None
+    return settled(task, point, now_s)
 
 
 def _cost(state: State, draft: Draft, gang: TaskState, seat: Seat, movers: Sequence[TaskState]) -> float:

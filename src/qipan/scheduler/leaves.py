@@ -11,26 +11,18 @@ from qipan.leases import EngineId, TaskId
 from qipan.scheduler.adjust import adjust
 from qipan.scheduler.allocate import Bidder, Candidate, allocate, at_rest, preference
 from qipan.scheduler.asks import SECONDS_PER_HOUR, engine_key, free_devices
-from qipan.scheduler.backfill import (
-    Ends,
-    Reservation,
-    first_of,
-    parks,
-    reservation_for,
-    reserves,
-    tell_reserved,
-)
+from qipan.scheduler.backfill import Ends, Reservation, first_of, reservation_for, reserves, tell_reserved
 from qipan.scheduler.bids import steady, time_left_s, worth_of
 from qipan.scheduler.children import by_bid, rank_of
 from qipan.scheduler.conditions import watched
 from qipan.scheduler.defragment import waits_for_block
 from qipan.scheduler.entered import can_go_home
 from qipan.scheduler.gangs import PASSES, Aside, barred_of_gangs, gang_fits, gang_in_line, lines_of, torn
-from qipan.scheduler.movable import cheapest, hungriest
+from qipan.scheduler.movable import cheapest, hungriest, makes_room
 from qipan.scheduler.moves import Moves, worth_there
 from qipan.scheduler.owners import freeing, not_owned
-from qipan.scheduler.policies import CHOOSERS, PEERS, RIGID, Contender, Option
-from qipan.scheduler.preemptions import note, spared_by, within_limits
+from qipan.scheduler.policies import CHOOSERS, PEERS, Contender, Option
+from qipan.scheduler.preemptions import note, within_limits
 from qipan.scheduler.reshaping import change_s, ran_s, spared, start_again, unsaved_s
 from qipan.scheduler.seats import Seat, barred, more_than_held, reserve, seats_at, usable_engines
 from qipan.scheduler.state import AfterStop, Draft, Phase, State, TaskState, ToEngine
@@ -324,17 +316,7 @@ def _dearest(
 
 
 def _movable(state: State, task: TaskState, draft: Draft) -> bool:
-    if task.phase is Phase.QUEUED:
-        return True
-    if task.phase is not Phase.RUNNING or task.engine is None or state.engines[task.engine].chooses:
-        return False
-    if task.engine in state.uncounted:
-        return False
-    if state.settings.policy in RIGID:
-        return False
-    if not parks(state, task):
-        return False
-    return spared_by(state, task, draft.moment.now_s) is None
+    return task.phase is Phase.QUEUED or makes_room(state, task, draft.moment.now_s)
 
 
 def _bidder(state: State, task: TaskState, draft: Draft) -> tuple[Bidder, dict[str, Seat]]:

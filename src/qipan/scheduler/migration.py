@@ -13,6 +13,7 @@ from qipan.scheduler.bids import time_left_s, worth_of
 from qipan.scheduler.children import Children, ChildSeat
 from qipan.scheduler.moves import checkpoint_at
 from qipan.scheduler.policies import RIGID
+from qipan.scheduler.reshaping import settled
 from qipan.scheduler.state import AfterStop, Draft, Phase, State, TaskState
 from qipan.scheduler.transitions import order_stop
 
@@ -20,8 +21,6 @@ from qipan.scheduler.transitions import order_stop
 LOOKED_AT, MOVED = 128, 8
 #: times that the gain must pay for the move; and the least gain, of what staying is worth: asks change from minute to minute
 GAIN, LEAST_GAIN = 8.0, 0.5
-#: starts and stops that a task must have run for before it moves again
-SETTLED = 20.0
 
 
 def migrate(state: State, draft: Draft, children: Children) -> None:
@@ -67,8 +66,8 @@ def _may_move(state: State, task: TaskState, draft: Draft) -> bool:
         return False
     if not (order.yields and state.engines[task.engine].chooses):
         return False
-    ran_s = draft.moment.now_s - task.since_s
-    return ran_s >= max(state.settings.lease_s, SETTLED * (point.start_s + point.stop_s))
+    now_s = draft.moment.now_s
+    return now_s - task.since_s >= state.settings.lease_s and settled(task, point, now_s)
 
 
 def _better(

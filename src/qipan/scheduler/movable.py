@@ -9,12 +9,24 @@ from heapq import heappop, heappush, merge
 
 from qipan.leases import EngineId, TaskId
 from qipan.scheduler.asks import give_up_price, growth
+from qipan.scheduler.backfill import parks
 from qipan.scheduler.bids import steady
+from qipan.scheduler.policies import RIGID
+from qipan.scheduler.preemptions import spared_by
 from qipan.scheduler.reshaping import ages_s
 from qipan.scheduler.state import Moment, Phase, State, TaskState
 from qipan.scheduler.tasks import MovableLine
 
 Allowed = Callable[[TaskState], bool]
+
+
+def makes_room(state: State, task: TaskState, now_s: float) -> bool:
+    """Whether a task that runs at an engine of this board may be parked, moved or changed for others now."""
+    if task.phase is not Phase.RUNNING or task.engine is None or state.engines[task.engine].chooses:
+        return False
+    if task.engine in state.uncounted or state.settings.policy in RIGID:
+        return False
+    return parks(state, task) and spared_by(state, task, now_s) is None
 
 
 def cheapest(state: State, moment: Moment, key: str, most: int, allowed: Allowed) -> list[TaskState]:

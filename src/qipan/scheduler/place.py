@@ -8,6 +8,7 @@ from dataclasses import replace
 from qipan.events import Start
 from qipan.leases import TaskId
 from qipan.scheduler.asks import SECONDS_PER_HOUR, child_key
+from qipan.scheduler.backfill import first_of
 from qipan.scheduler.bids import worth_of
 from qipan.scheduler.children import ChildSeat, children_of
 from qipan.scheduler.entered import HOME, leads_to, share_at
@@ -34,6 +35,8 @@ def place(state: State, draft: Draft) -> None:
         reclaim(state, draft)
     return_unplaced(state, draft)
     return_torn(state, draft)
+    if first_of(state) is None:  # it waits no more: when it does again, it is told so again
+        state.first = state.first_at = ""
 
 
 def groups_to_look_at(state: State, draft: Draft) -> list[Group]:

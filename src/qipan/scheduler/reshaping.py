@@ -16,8 +16,8 @@ from qipan.scheduler.state import State, TaskState
 
 #: a change in place must pay within this time, or the work that is left: so cheap a change is made again when others come and go
 PAYS_WITHIN_S = 120.0
-#: times its stop and start that a task must have run for to be old
-SETTLED = 64
+#: times its stop and start that a task must have run for to be old, and before it is moved elsewhere
+OLD, SETTLED = 64, 20.0
 
 
 def change_s(state: State, task: TaskState, now: Point, then: Point) -> float:
@@ -58,15 +58,20 @@ def ran_s(task: TaskState, now: Point, now_s: float) -> float:
     """How long the task has run at `now`, counted in whole doublings from its stop and start on, so that prices change seldom; infinite of an
     old one."""
     span_s = unit_s = max(1.0, now.stop_s + now.start_s)
-    while span_s < SETTLED * unit_s and now_s >= task.since_s + 2 * span_s:
+    while span_s < OLD * unit_s and now_s >= task.since_s + 2 * span_s:
         span_s *= 2
-    return span_s if span_s < SETTLED * unit_s else math.inf
+    return span_s if span_s < OLD * unit_s else math.inf
 
 
 def ages_s(task: TaskState, now: Point, now_s: float) -> float | None:
     """When `ran_s` will be more; None: it is old."""
     so_far_s = ran_s(task, now, now_s)
     return task.since_s + 2 * so_far_s if so_far_s < math.inf else None
+
+
+def settled(task: TaskState, point: Point, now_s: float) -> bool:
+    """Whether it has run for so long that it may be moved to another place."""
+    return now_s - task.since_s >= SETTLED * (point.start_s + point.stop_s)
 
 
 def spared(state: State, task: TaskState, owner: Worth, now: Point, then: Point, again: float) -> float:
