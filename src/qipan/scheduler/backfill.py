@@ -82,8 +82,8 @@ def _holders(state: State, key: str, ends: Ends, now_s: float) -> tuple[int, lis
     """(devices of those that make room when the others have, the ends of the others)."""
     held, known = state.tasks.held.get(key, 0), ends.get(key)
     if known is None or known[0] != held:
-        here = state.tasks.at_chip(key)
-        rigid = [one for one in here if not parks(state, one)]
+        here = (state.tasks[name] for name in state.tasks.at_key.get(key, ()))
+        rigid = [one for one in here if not parks(state, one)]  # put in order by `ends_of`
         parked = held - sum(held_of(one, key) for one in rigid)
         known = ends[key] = (held, parked, ends_of(rigid, key, now_s))
     return known[1], known[2]
