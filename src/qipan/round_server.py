@@ -142,9 +142,8 @@ class RoundServer:
             before = self._tasks[task]
             after, commands = decide_round(before, replace(fact, at_s=time.monotonic()))
             if commands or after.members != before.members:
-                self._keep(
-                    task, after
-                )  # raises where there is no room: then the fact was not heard, and is said again
+                # raises where there is no room: then the fact was not heard, and is said again
+                self._keep(task, after)
             self._tasks[task] = after
             shown = view(after)
             if not same_view(view(before), shown):

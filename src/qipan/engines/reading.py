@@ -18,9 +18,8 @@ from qipan.leases import RAN_OUT
 
 DIGITS_MAX = 20  # of a whole number in an event
 READ_BYTES_MAX = 1 << 20  # of an events file at one look
-REST_BYTES_MAX = (
-    16 << 20
-)  # of it at the end, the newest: progress counts from the start, so the last lines say all
+#: of it at the end, the newest: progress counts from the start, so the last lines say all
+REST_BYTES_MAX = 16 << 20
 REPORTS_MAX = 20  # each second that are said at once
 DETAIL_BYTES_MAX = 1 << 16  # of a line that is said as it is
 PARKED_BESIDE = re.compile(r"exitcode\s*:\s*75\b")  # the trainer's word: another part of its site was stopped

@@ -72,17 +72,19 @@ def _running(bidders: Iterable[Bidder]) -> dict[str, Candidate]:
 
 
 def _at_prices(bidders: Iterable[Bidder], price: Mapping[str, float]) -> dict[str, Candidate]:
-    chosen = {}
-    for bidder in bidders:
-        best, most = None, 0.0
-        for one in bidder.candidates:
-            ((key, devices),) = one.needs
-            surplus = one.value - price[key] * devices
-            if surplus > most:
-                best, most = one, surplus
-        if best is not None:
-            chosen[bidder.task_id] = best
-    return chosen
+    chosen = {bidder.task_id: _best(bidder, price)[0] for bidder in bidders}
+    return {task_id: one for task_id, one in chosen.items() if one is not None}
+
+
+def _best(bidder: Bidder, price: Mapping[str, float]) -> tuple[Candidate | None, float]:
+    """What gains it most at the prices, and how much; (None, 0.0) when nothing does."""
+    best, most = None, 0.0
+    for one in bidder.candidates:
+        ((key, devices),) = one.needs
+        surplus = one.value - price[key] * devices
+        if surplus > most:
+            best, most = one, surplus
+    return best, most
 
 
 # ---- prices ------------------------------------------------------------------------------------------------------------
@@ -129,13 +131,7 @@ def prices_of(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> dict[st
 def most_of_all(bidders: Iterable[Bidder], capacity: Mapping[str, int], price: Mapping[str, float]) -> float:
     """No choice within the capacity is worth more: the Lagrangian dual at these prices."""
     most = sum(price[key] * max(0, devices) for key, devices in capacity.items())
-    for bidder in bidders:
-        surplus = 0.0
-        for one in bidder.candidates:
-            ((key, devices),) = one.needs
-            surplus = max(surplus, one.value - price[key] * devices)
-        most += surplus
-    return most
+    return most + sum(_best(bidder, price)[1] for bidder in bidders)
 
 
 def _slopes(points: Iterable[tuple[int, float]], base: float) -> list[tuple[float, int]]:
@@ -199,7 +195,9 @@ class _Board:
     def improve(self, enough: float) -> None:
         """Everybody, the dearest first, tries the changes that promise most at the prices, until the value is `enough`."""
         self.fill(self.free)
-        dearest = dearest_first(self.bidders.values()) if self.value < enough else []
+        if self.value >= enough:
+            return
+        dearest = dearest_first(self.bidders.values())
         for _ in range(PASSES):
             before = self.value
             for bidder in dearest:
