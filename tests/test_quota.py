@@ -275,3 +275,95 @@ def test_devices_are_taken_back_where_the_owners_task_may_run(chooses):
         Moment(100, 100),
     )
     assert commands(nowhere, Stop) == []
+
+
+# ---- devices that are kept for an owner who leaves them idle, and dearer tasks of others ------------------------------
+
+BOARDS = pytest.mark.parametrize("look_at_all_up_to", [64, 0])
+
+
+def told(state: State, facts: list[object], now_s: float) -> list[tuple[str, str]]:
+    """(task, verdict) of one tick."""
+    decision = decide(state, facts, Moment(now_s, now_s))  # type: ignore[arg-type]
+    return [(str(reason.task_id), reason.verdict) for reason in decision.reasons]
+
+
+def resized(state: State, task_id: str) -> TaskStarted:
+    task = state.tasks[TaskId(task_id)]
+    target = task.target()
+    assert target is not None
+    return TaskStarted(
+        task.task_id, task.lease_id, ENGINE, task.generation, task.attempt, target.point_id, target.needs, "engine"
+    )  # fmt: skip
+
+
+@BOARDS
+def test_a_dearer_task_has_devices_from_a_cheaper_one_while_others_are_kept_for_their_owner(
+    look_at_all_up_to,
+):
+    state = board(QuotaRule(DC, "alice", floor=4))
+    state.settings = Settings(look_at_all_up_to=look_at_all_up_to)
+    told(state, [of("bob", "cheap", 4)], 1)
+    run_until_started(state, "cheap", 1.0)
+    assert told(state, [of("carol", "dear", 4, bid=50 * TARIFF)], 2) == [("cheap", "preempted")]
+    assert "another task is giving up" in why_waiting_text(state, state.tasks[TaskId("dear")], 2.0)
+    assert told(state, [parked(state, "cheap", 3.0)], 3) == [("dear", "placed")]
+    run_until_started(state, "dear", 3.0)
+    assert [told(state, [], float(now_s)) for now_s in range(4, 70)] == [[]] * 66, "and so it stays"
+    assert told(state, [of("alice", "own", 4)], 70) == [("own", "placed")]
+
+
+@BOARDS
+def test_a_task_that_borrows_nothing_may_have_what_borrowers_leave(look_at_all_up_to):
+    """Bob holds four devices that nobody owns and four of alice's; dave's task may not be parked: it has the former."""
+    state = board(QuotaRule(DC, "alice", share=0.5))
+    state.settings = Settings(look_at_all_up_to=look_at_all_up_to)
+    told(state, [TaskSubmitted(replace(order("cheap", counts=(2, 4, 8)), tenant="bob"), 0)], 1)
+    run_until_started(state, "cheap", 1.0)
+    assert state.tasks[TaskId("cheap")].devices == 8
+    facts = [of("dave", "dear", 4, bid=50 * TARIFF, preemptible=False)]
+    assert told(state, facts, 2) == [("cheap", "shrunk")]
+    assert told(state, [resized(state, "cheap")], 3) == [("dear", "placed")]
+    run_until_started(state, "dear", 3.0)
+    assert [told(state, [], float(now_s)) for now_s in range(4, 70)] == [[]] * 66
+    assert told(state, [of("dave", "more", 2, bid=50 * TARIFF, preemptible=False)], 70) == []
+    told(state, [of("alice", "own", 4)], 71)
+    assert state.tasks[TaskId("cheap")].phase is Phase.STOPPING
+    assert ("own", "placed") in told(state, [parked(state, "cheap", 72.0)], 72)
+
+
+def test_what_borrowers_hold_that_park_too_slowly_is_not_lent():
+    """Bob's task takes a second to park, alice has her floor back within half a second: dave's may not take what is free."""
+    state = board(QuotaRule(DC, "alice", floor=4, loan=Loan(0.5)))
+    told(state, [of("bob", "slow", 4)], 1)
+    run_until_started(state, "slow", 1.0)
+    assert told(state, [of("dave", "dear", 4, preemptible=False)], 2) == []
+    quick = board(QuotaRule(DC, "alice", floor=4, loan=Loan(5.0)))
+    told(quick, [of("bob", "quick", 4)], 1)
+    run_until_started(quick, "quick", 1.0)
+    assert told(quick, [of("dave", "dear", 4, preemptible=False)], 2) == [("dear", "placed")]
+
+
+@BOARDS
+def test_an_owner_has_its_free_devices_at_once_whoever_else_waits_for_others(look_at_all_up_to):
+    state = board(QuotaRule(DC, "alice", floor=4))
+    state.settings = Settings(look_at_all_up_to=look_at_all_up_to)
+    told(state, [of("bob", "cheap", 4)], 1)
+    run_until_started(state, "cheap", 1.0)
+    facts = [of("carol", "dear", 4, bid=50 * TARIFF), of("alice", "own", 4)]
+    assert ("own", "placed") in told(state, facts, 2)
+    run_until_started(state, "own", 2.0)
+    told(state, [], 65.0)  # a large board looks at everything once in a lease's time
+    assert state.tasks[TaskId("cheap")].phase is Phase.STOPPING
+    assert told(state, [parked(state, "cheap", 66.0)], 66) == [("dear", "placed")]
+
+
+def test_a_wide_task_has_a_reservation_beside_what_is_kept():
+    state = board(QuotaRule(DC, "alice", floor=2))
+    told(state, [of("bob", "rigid", 4, preemptible=False, work_s=100.0)], 1)
+    run_until_started(state, "rigid", 1.0)
+    assert told(state, [of("carol", "wide", 6, preemptible=False)], 2) == [("wide", "reserved")]
+    long = of("bob", "long", 2, preemptible=False, work_s=1000.0)
+    assert told(state, [long], 3) == [], "it would end after the wide one can begin"
+    short = of("bob", "short", 2, preemptible=False, work_s=10.0)
+    assert told(state, [short], 4) == [("short", "placed")]

@@ -3,23 +3,34 @@
 A tenant's own devices are max(floor, share of the board).  Who takes more borrows: from devices that nobody owns, and from owners who
 lend.  A share is lent whenever it is idle, to tasks that may be parked; a floor is lent as its loan says, to tasks that
 park within its notice.  Owners come first: what they wait for within their own is taken back from borrowers.
+
+What is lent may lie anywhere: a task that borrows nothing may take free devices of an owner as long as borrowers hold as many.
 """
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from qipan.leases import Order
 from qipan.quota import QuotaRule
 
+#: seconds -> (tenant, chip class) -> devices of tasks that are parked for an owner within so long
+Parks = Callable[[float], Mapping[tuple[str, str], int]]
+
+
+def _none_parks(_within_s: float) -> Mapping[tuple[str, str], int]:
+    return {}
+
 
 @dataclass(frozen=True, slots=True)
 class Holdings:
     """One board at a moment: chip class -> devices; (tenant, chip class) -> devices held; rule -> devices that its owner
-    waits for within its own."""
+    waits for within its own; who parks."""
 
     total: Mapping[str, int]
     held: Mapping[tuple[str, str], int]
     wanted: dict[QuotaRule, int]
+    parks: Parks = _none_parks
 
     def of(self, rule: QuotaRule) -> int:
         return sum(self.held.get((rule.tenant, chip), 0) for chip in self.total if rule.covers(chip))
@@ -32,13 +43,26 @@ class Holdings:
         held = sum(devices for (_, chip), devices in self.held.items() if chip in wanted)
         return sum(self.total.get(chip, 0) for chip in wanted) - held
 
+    def lent(self, rules: Iterable[QuotaRule], chips: Iterable[str], within_s: float) -> int:
+        """Devices that borrowers of the chip classes give back within so long."""
+        wanted, found, rules = set(chips), dict[str, int](), [*rules]
+        for (tenant, chip), devices in self.parks(within_s).items():
+            if chip in wanted:
+                found[tenant] = found.get(tenant, 0) + devices
+        for tenant in found:
+            own = [rule for rule in rules if rule.tenant == tenant and any(map(rule.covers, wanted))]
+            beyond = max((self.of(rule) - entitled(rule, self) for rule in own), default=found[tenant])
+            found[tenant] = min(found[tenant], max(0, beyond))
+        return sum(found.values())
+
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """`kind`: which part of which rule says no."""
+    """`kind`: which part of which rule says no.  `short`: once others gave up so many devices it would say no longer; 0: that would not help."""
 
     kind: str  # "ceiling", "floor", "loan", "borrow", "preemptions", "idle"
     text: str
+    short: int = 0
 
 
 def entitled(rule: QuotaRule, holdings: Holdings) -> int:
@@ -98,21 +122,29 @@ def refusal(
     if own and all(holdings.of(rule) + more <= entitled(rule, holdings) for rule in own):
         parks = True  # its own: only what others keep for themselves is out of reach
         stop_s = 0.0
-    kept, chips, most = 0, {chip}, None
+    kept, idle, chips, most, notice_s = 0, 0, {chip}, None, math.inf
     for rule in rules:
         if rule.tenant == order.tenant:
             continue
         of_rule = kept_free(rule, holdings, now_s, stop_s, parks=parks)
-        kept += of_rule
+        of_all = kept_free(rule, holdings, now_s, 0.0, parks=True)
+        kept, idle = kept + of_rule, idle + of_all
         chips |= {name for name in holdings.total if rule.covers(name)}
+        if of_rule > of_all and rule.loan is not None:
+            notice_s = min(notice_s, rule.loan.notice_s)
         if of_rule and (most is None or of_rule > most[0]):
             most = (of_rule, rule)
-    if most is not None and holdings.free(chips) - kept < more:
-        loan = most[1].loan
+    if most is None:
+        return None
+    short, helps = idle + more - holdings.free(chips), True
+    if kept > idle and kept + more > holdings.free(chips):
+        helps = kept + more <= holdings.free(chips) + holdings.lent(rules, chips, notice_s)
+    if short > 0 or not helps:
+        short, loan = short if helps else 0, most[1].loan
         if parked_enough is not None and may_borrow(order, own):
             rate = parked_enough.per_task
             how = f"it was parked {rate}, as often as {parked_enough.name()} allows, and borrows nothing meanwhile"
-            return Refusal("preemptions", f"{most[1].name()} keeps {most[0]} devices: {how}")
+            return Refusal("preemptions", f"{most[1].name()} keeps {most[0]} devices: {how}", short)
         if not parks:
             how = "it may not be parked, so it cannot borrow them"
         elif holdings.wanted.get(most[1], 0):
@@ -123,7 +155,6 @@ def refusal(
             how = f"they are lent to tasks that park within {loan.notice_s:g} s, it takes {stop_s:g} s, or the hours end by then"
         else:
             how = "they are not lent"
-        return Refusal(
-            "loan" if loan is not None else "floor", f"{most[1].name()} keeps {most[0]} devices: {how}"
-        )
+        kind = "loan" if loan is not None else "floor"
+        return Refusal(kind, f"{most[1].name()} keeps {most[0]} devices: {how}", short)
     return None

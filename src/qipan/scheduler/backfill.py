@@ -8,7 +8,7 @@ gang waits for as long as narrower tasks keep coming, whatever it bids.
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from qipan.curves import Point
 from qipan.leases import TaskId
@@ -74,7 +74,8 @@ def reservation_for(
         ((key, devices),) = seat.needs
         if free.get(key, 0) < devices:
             parked, rigid = _holders(state, key, ends, draft.moment.now_s)
-            found.append(reserved(task, key, devices, free.get(key, 0) + parked, rigid, draft.moment.now_s))
+            one = reserved(task, key, devices, free.get(key, 0) + parked, rigid, draft.moment.now_s)
+            found.append(one if one is None else replace(one, devices=seat.point.devices))
     return soonest(found)
 
 

@@ -5,7 +5,8 @@ the `notice`, the task is parked with its checkpoint, and tasks that park within
 it up again: borrowers give the devices back within the notice, and nobody else gets them meanwhile.
 """
 
-from dataclasses import replace
+import math
+from dataclasses import dataclass, replace
 
 from qipan.events import DevicesBusy, TaskWoken
 from qipan.leases import EngineId, TaskId
@@ -121,17 +122,27 @@ def _stands_on_lent(state: State, task: TaskState) -> bool:
     return lent is not None and lent.devices > Holdings(offered(state), state.tasks.held_by, {}).free({chip})
 
 
-def kept_of_lent(
-    state: State, task: TaskState, chip: str, stop_s: float, *, parks: bool
-) -> tuple[int, TaskId | None]:
-    """Devices of lent leases that `task` may not take, and of which lease: all of those that were woken; of the others for a task that does not
-    park within their notice.  Who takes up a lent lease itself is kept from none: those that do share them by their bids."""
+@dataclass(frozen=True, slots=True)
+class KeptOfLent:
+    """Devices of lent leases that a task may not take, of those that were woken and of the others, which may be at borrowers that park within
+    `notice_s`; `of`: one such lease."""
+
+    woken: int = 0
+    asleep: int = 0
+    notice_s: float = math.inf
+    of: TaskId | None = None
+
+
+def kept_of_lent(state: State, task: TaskState, chip: str, stop_s: float, *, parks: bool) -> KeptOfLent:
+    """All that were woken are kept; of the others those that the task does not park within the notice of.  Who takes up a lent lease itself is kept
+    from none: those that do share them by their bids."""
     lent = lent_of(state).get(chip)
     if lent is None or (task.lent and task.phase is Phase.QUEUED):
-        return 0, None
-    asleep = [one for notice_s, one in lent.asleep.items() if not parks or stop_s > notice_s]
-    kept = lent.woken + sum(devices for devices, _ in asleep)
-    return kept, lent.last_woken or min((first for _, first in asleep), default=None)
+        return KeptOfLent()
+    asleep = {notice_s: one for notice_s, one in lent.asleep.items() if not parks or stop_s > notice_s}
+    first = lent.last_woken or min((first for _, first in asleep.values()), default=None)
+    devices = sum(devices for devices, _ in asleep.values())
+    return KeptOfLent(lent.woken, devices, min(asleep, default=math.inf), first)
 
 
 def lent_of(state: State) -> dict[str, LentDevices]:

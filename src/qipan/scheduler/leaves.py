@@ -20,11 +20,11 @@ from qipan.scheduler.entered import can_go_home
 from qipan.scheduler.gangs import PASSES, Aside, barred_of_gangs, gang_fits, gang_in_line, lines_of, torn
 from qipan.scheduler.movable import cheapest, hungriest, makes_room
 from qipan.scheduler.moves import Moves, worth_there
-from qipan.scheduler.owners import freeing, not_owned
+from qipan.scheduler.owners import freeing, is_own, not_owned
 from qipan.scheduler.policies import CHOOSERS, PEERS, Contender, Option
 from qipan.scheduler.preemptions import note, within_limits
 from qipan.scheduler.reshaping import change_s, ran_s, spared, start_again, unsaved_s
-from qipan.scheduler.seats import Seat, barred, more_than_held, reserve, seats_at, usable_engines
+from qipan.scheduler.seats import Seat, barred, more_than_held, reserve, seat_for, seats_at, usable_engines
 from qipan.scheduler.state import AfterStop, Draft, Phase, State, TaskState, ToEngine
 from qipan.scheduler.tasks import Group
 from qipan.scheduler.transitions import order_stop
@@ -74,7 +74,7 @@ def allocate_leaves(state: State, draft: Draft, groups: list[Group]) -> None:
         if task.phase is Phase.RUNNING:
             key = engine_key(seat.engine, seat.point.needs[0].chip_class)
             more = more_than_held(task, seat.point)
-            if more <= free.get(key, 0):
+            if more + seat.beside <= free.get(key, 0):
                 free[key] -= more
                 _keep_or_change(state, task, seat, draft)
             continue
@@ -163,6 +163,10 @@ def _chosen_whole(state: State, draft: Draft, movable: list[TaskState]) -> dict[
             key = engine_key(EngineId(task.engine or ""), task.needs[0].chip_class)
             if key in capacity:
                 capacity[key] += freeing(task)
+    first = _owners_first(state, draft, bidders, seats)
+    for seat in first.values():
+        capacity.update((key, capacity[key] - devices) for key, devices in seat.needs)
+    bidders = [bidder for bidder in bidders if bidder.task_id not in first]
     chosen = _chosen(state, draft, bidders, seats, capacity)
     aside = Aside()
     for _ in range(PASSES if lines else 0):
@@ -174,7 +178,26 @@ def _chosen_whole(state: State, draft: Draft, movable: list[TaskState]) -> dict[
         bidders = [_without(bidder, forbidden) for bidder in bidders]
         bid = [bidder for bidder in bidders if bidder.task_id not in aside.names]
         chosen = _chosen(state, draft, bid, seats, capacity)
-    return chosen
+    return first | chosen
+
+
+def _owners_first(state: State, draft: Draft, bidders: list[Bidder], seats: Seats) -> dict[str, Seat]:
+    """Task -> seat of those that may start at once on what is their own, when others bid for that to be left beside them: else who is kept from
+    it would keep it from them until it has its own."""
+    if not any(seat.short for own in seats.values() for seat in own.values()):
+        return {}
+    owners = []
+    for bidder in bidders:
+        task, own = state.tasks[TaskId(bidder.task_id)], seats[bidder.task_id]
+        if task.phase is Phase.QUEUED and not task.order.gang:
+            at_once = tuple(
+                one
+                for one in bidder.candidates
+                if not own[one.point_id].short and is_own(state, draft, task, own[one.point_id].point)
+            )
+            owners.append(replace(bidder, candidates=at_once))
+    owners = [bidder for bidder in owners if bidder.candidates]
+    return _chosen(state, draft, owners, seats, _free_for_all(state, draft)) if owners else {}
 
 
 def _without(bidder: Bidder, forbidden: dict[str, str]) -> Bidder:
@@ -268,7 +291,7 @@ def take_promised(state: State, draft: Draft) -> dict[str, int]:
         if whole:
             reserve(state, task, seat.engine, seat.point, draft)
         for key, devices in seat.needs:
-            kept = min(devices, max(0, free.get(key, 0)))
+            kept = min(devices - seat.beside, max(0, free.get(key, 0) - seat.beside))
             free[key] = free.get(key, 0) - kept
             if not whole:
                 draft.kept[key] = draft.kept.get(key, 0) + kept
@@ -371,11 +394,10 @@ def _bid(state: State, task: TaskState, draft: Draft) -> tuple[Bidder, dict[str,
                 saved = again if stays else spared(state, task, owner, now, point, again)
                 worth = owner.of(point, tariff, running=saved > 0) + saved
                 current_key = seat.key if stays else current_key
-            if worth <= 0 or barred(state, draft, task, seat):
-                continue
-            key = seat.key
-            seats[key] = seat
-            candidates.append(Candidate(key, seat.needs, worth))
+            open_seat = seat_for(state, draft, task, seat) if worth > 0 else None
+            if open_seat is not None:
+                seats[seat.key] = open_seat
+                candidates.append(Candidate(seat.key, open_seat.needs, worth))
     return Bidder(task.task_id, tuple(candidates), current_key), seats
 
 

@@ -2,12 +2,13 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from types import MappingProxyType
 
 from qipan.curves import Point
 from qipan.leases import EngineId, TaskId
 from qipan.quota import QuotaRule
-from qipan.rules import Holdings, Refusal, entitled, may_borrow, refusal
+from qipan.rules import Holdings, Parks, Refusal, entitled, may_borrow, refusal
 from qipan.scheduler.ask_table import allows
 from qipan.scheduler.asks import engine_key, offered
 from qipan.scheduler.bids import progress_value
@@ -24,12 +25,39 @@ RECLAIMED_FOR = 16
 def holdings_of(state: State, draft: Draft) -> Holdings:
     """As they stand now; the totals and what owners wait for are counted once a tick."""
     if draft.holdings is None:
-        draft.holdings = Holdings(offered(state), state.tasks.held_by, {})
+        draft.holdings = Holdings(offered(state), state.tasks.held_by, {}, _parks(state))
         for rule in state.rules:
             draft.holdings.wanted[rule] = sum(
                 point.devices for _, point in _waiting_for(state, draft.holdings, rule)
             )
     return draft.holdings
+
+
+def _parks(state: State) -> Parks:
+    """As `Holdings.parks`; counted when it is first asked for."""
+
+    @cache
+    def within(within_s: float) -> dict[tuple[str, str], int]:
+        found: dict[tuple[str, str], int] = {}
+        for engine in state.engines:
+            for task in state.tasks.at(engine):
+                point = task.point()
+                if point is not None and point.stop_s <= within_s and may_borrow(task.order, state.rules):
+                    for need in task.needs:
+                        key = task.order.tenant, str(need.chip_class)
+                        found[key] = found.get(key, 0) + need.devices
+        return found
+
+    return within
+
+
+def is_own(state: State, draft: Draft, task: TaskState, point: Point) -> bool:
+    """Whether a waiting task takes what is its tenant's own, or what it lent: nobody else may have that before it."""
+    if task.lent:
+        return True
+    holdings, chip = holdings_of(state, draft), point.needs[0].chip_class
+    own = [rule for rule in state.rules if rule.tenant == task.order.tenant and rule.covers(chip)]
+    return bool(own) and all(holdings.of(rule) + point.devices <= entitled(rule, holdings) for rule in own)
 
 
 def refused_by_rule(
@@ -49,16 +77,23 @@ def refused_by_rule(
         held = {**holdings.held}
         for key, devices in taken.items():
             held[key] = held.get(key, 0) + devices
-        holdings = Holdings(holdings.total, held, holdings.wanted)
+        holdings = replace(holdings, held=held)
     enough = parked_enough(state, task, now_s)
     no = refusal(state.rules, holdings, task.order, chip, more, point.stop_s, now_s, enough)
-    if no is not None or not state.tasks.lent:
+    if (no is not None and not no.short) or not state.tasks.lent:
         return no
     parks = may_borrow(task.order, state.rules) and enough is None
-    kept, lent = kept_of_lent(state, task, chip, point.stop_s, parks=parks)
-    if lent is not None and holdings.free({chip}) - kept < more:
-        return Refusal("idle", why_kept(state, task, chip, lent))
-    return None
+    kept = kept_of_lent(state, task, chip, point.stop_s, parks=parks)
+    if kept.of is None:
+        return no
+    free, helps = holdings.free({chip}), True
+    if kept.woken + kept.asleep + more > free and kept.asleep:
+        lent = holdings.lent(state.rules, {chip}, kept.notice_s)
+        helps = kept.woken + kept.asleep + more <= free + lent
+    short = kept.woken + more - free if helps else 0
+    if helps and short <= max(0, no.short if no is not None else 0):
+        return no
+    return Refusal("idle", why_kept(state, task, chip, kept.of), short)
 
 
 def took(state: State, draft: Draft, task: TaskState, point: Point) -> None:

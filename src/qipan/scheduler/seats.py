@@ -18,11 +18,14 @@ from qipan.scheduler.state import Draft, EngineState, Phase, State, TaskState, T
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One (engine, point) that a task may take."""
+    """One (engine, point) that a task may take, once others gave up `short` devices there if those free are kept for an owner: `beside` are to be
+    free there then beside its own."""
 
     engine: EngineId
     offer: Offer
     point: Point
+    short: int = 0
+    beside: int = 0
 
     @property
     def key(self) -> str:
@@ -30,8 +33,11 @@ class Seat:
 
     @property
     def needs(self) -> tuple[tuple[str, int], ...]:
-        """("engine|chip class", devices)."""
-        return tuple((engine_key(self.engine, need.chip_class), need.devices) for need in self.point.needs)
+        """("engine|chip class", devices that must be its own or free)."""
+        return tuple(
+            (engine_key(self.engine, need.chip_class), need.devices + self.beside)
+            for need in self.point.needs
+        )
 
 
 def usable_engines(state: State, *, chooses: bool) -> dict[EngineId, EngineState]:
@@ -78,11 +84,41 @@ def barred(
     taken: Mapping[tuple[str, str], int] = MappingProxyType({}),
 ) -> bool:
     """Whether a quota rule, or what the place has beside devices, forbids the seat.  `taken` as in `refused_by_rule`."""
-    if state.reserves and refused_by_rule(
-        state, draft, task, seat.point, more_than_held(task, seat.point), taken
-    ):
-        return True
-    return unmet(state, draft, task, seat.engine, seat.point) is not None
+    short = _short(state, draft, task, seat, taken)
+    return short is None or short > seat.short
+
+
+def seat_for(state: State, draft: Draft, task: TaskState, seat: Seat) -> Seat | None:
+    """The seat with what others must give up first; None where it is forbidden whatever they give up."""
+    short = _short(state, draft, task, seat)
+    if not short:
+        return seat if short == 0 else None
+    key, more = seat.needs[0][0], more_than_held(task, seat.point)
+    free = sum(
+        offer.devices
+        for offer in state.engines[seat.engine].offers
+        if key == engine_key(seat.engine, offer.chip_class)
+    )
+    return replace(seat, short=short, beside=max(0, free - state.tasks.held.get(key, 0) + short - more))
+
+
+def _short(
+    state: State,
+    draft: Draft,
+    task: TaskState,
+    seat: Seat,
+    taken: Mapping[tuple[str, str], int] = MappingProxyType({}),
+) -> int | None:
+    """Devices that others must give up first; None: the seat is forbidden all the same."""
+    short = 0
+    if state.reserves:
+        more = more_than_held(task, seat.point)
+        refused = refused_by_rule(state, draft, task, seat.point, more, taken)
+        if refused is not None:
+            if not refused.short:
+                return None
+            short = refused.short
+    return short if unmet(state, draft, task, seat.engine, seat.point) is None else None
 
 
 def more_than_held(task: TaskState, point: Point) -> int:
