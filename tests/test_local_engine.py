@@ -84,8 +84,11 @@ class Bench:
         size, rate = self.storage
         return tuple(replace(one, storage_bytes=size, storage_bytes_per_s=rate) for one in points())
 
-    def reserve(self, run: str, devices: int = 1, duration_s: float = 60.0, task: str = "t") -> None:
-        launch = msgspec.json.encode(Launch(Task("train", task, run=run, workdir=str(self.folder))))
+    def reserve(
+        self, run: str, devices: int = 1, duration_s: float = 60.0, task: str = "t", workdir: str = ""
+    ) -> None:
+        made = Task("train", task, run=run, workdir=workdir or str(self.folder))
+        launch = msgspec.json.encode(Launch(made))
         curve = Curve(self.points(), 10.0)
         order = Order(
             TaskId(task), "alice", task, curve, 1, 0.0, elastic=True, launch=launch, checkpoint_longer=self.longer
@@ -96,8 +99,10 @@ class Bench:
             Reserve(TaskId(task), LeaseId(f"l-{task}"), 1, self.generation, order, need, duration_s)
         )
 
-    def start(self, run: str, devices: int = 1, duration_s: float = 60.0, task: str = "t") -> None:
-        self.reserve(run, devices, duration_s, task)
+    def start(
+        self, run: str, devices: int = 1, duration_s: float = 60.0, task: str = "t", workdir: str = ""
+    ) -> None:
+        self.reserve(run, devices, duration_s, task, workdir)
         self.generation += 1
         self.engine.start(
             Start(TaskId(task), LeaseId(f"l-{task}"), 1, self.generation, 1, (self.points()[devices - 1],))
@@ -152,6 +157,11 @@ def python(code: str, tmp_path: Path) -> str:
     path = tmp_path / "job.py"
     path.write_text(code)
     return f"exec python3 -S {path}"
+
+
+def test_a_task_whose_folder_is_no_name_here_runs_in_its_attempts_own(bench):
+    bench.start("true", workdir="x" * 300)
+    assert bench.until(TaskExited).outcome == "done"
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What an attempt's supervisor is told to start: its command, its environment, and how it is stopped."""
 
+import os
 import time
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def spec_of(places: Places, launcher: Launcher, held: Held, point: Point) -> Spe
     own, run = bool(launch.task.run), launch.task.run
     if launch.task.foreach:
         run = foreach.script(run, launch.task.foreach)
-    there = bool(launch.task.workdir) and Path(launch.task.workdir).is_dir()
+    there = os.path.isdir(launch.task.workdir)  # False, too, where it may not be looked at or is no name
     return Spec(
         joined(launcher.command(hold, run), launch.task.part),
         environment(places, launcher, held, launch, point, ranks),
