@@ -152,3 +152,48 @@ def test_another_tools_file_is_planned_as_it_is(tmp_path):
     assert {row["name"]: row["fate"] for row in rows}["mail-user"] == "ignored"
     made = json.loads(qipan("plan", str(job), "--site", SITE, "--json").stdout)
     assert made["options"][0]["devices"] == 1
+
+
+LONG = "x" * 5000
+MISTAKES = {
+    "a port of another script": ["up", "--store", "STORE", "--api", "0.0.0.0:²"],
+    "a port for metrics": ["board", "serve", "--store", "STORE", "--metrics", ":²"],
+    "a port for a storage": ["storage", "serve", "STORE", "--token-file", "pyproject.toml", "--listen", "h:²"],
+    "an address that is not closed": ["grid", "init", "cn", "--url", "[::1", "--store", "STORE"],
+    "a server that is none": ["login", "https://[::1"],
+    "a server's port": ["login", "https://board:²"],
+    "a name too long": ["plan", LONG],
+    "a store's name too long": ["ps", "--store", LONG],
+    "a store in a file": ["up", "--store", "BINARY"],
+    "a backup in no folder": ["backup", "STORE/no/folder", "--store", "STORE"],
+    "a restore over a file": ["restore", "BINARY", "--store", "BINARY"],
+    "a scenario in bytes": ["twin", "BINARY"],
+    "an overlay in bytes": ["chips", "ls", "--overlay", "BINARY"],
+    "a provider in bytes": ["up", "--store", "STORE", "--login", "BINARY"],
+    "a token in bytes": ["grid", "join", "BINARY", "--store", "STORE"],
+    "half a character": ["why", "\udcff", "--store", "STORE"],
+    "half a character for a key": ["submit", "examples/tiny.yaml", "--key", "\udcff", "--store", "STORE"],
+    "a time that is no number": ["exec", "tiny-1", "--timeout", "nan", "--store", "STORE", "ls"],
+    "a wait that is no number": ["wait", "tiny-1", "--timeout", "nan", "--store", "STORE"],
+    "a product's hour": ["market", "book", "sim/a@cn-east/firm/²", "--store", "STORE"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("words", MISTAKES.values(), ids=MISTAKES)
+def test_a_mistake_is_told_in_a_sentence(words, tmp_path):
+    (tmp_path / "bytes").write_bytes(b"\xff\xfe\x00\x80")
+    places = {"STORE": str(tmp_path / "store"), "BINARY": str(tmp_path / "bytes")}
+    for name, place in places.items():
+        words = [word.replace(name, place) for word in words]
+    done = qipan(*words, XDG_CACHE_HOME=str(tmp_path), XDG_CONFIG_HOME=str(tmp_path), QIPAN_SITE=SITE)
+    assert "Traceback" not in done.stderr
+    assert done.returncode in (2, 102), done.stderr
+
+
+@pytest.mark.parametrize(
+    "variable", [{"QIPAN_TOKEN": "令牌"}, {"QIPAN_TOKEN": "a\nb"}, {"QIPAN_SERVER": "https://\udcff"}, {"QIPAN_STORE": LONG}]
+)  # fmt: skip
+def test_a_mistake_in_the_environment_is_told_in_a_sentence(variable, tmp_path):
+    done = qipan("ps", **{"XDG_CONFIG_HOME": str(tmp_path), **variable})
+    assert "Traceback" not in done.stderr
+    assert done.returncode == 2, done.stderr

@@ -155,11 +155,19 @@ BEGUN = {"device_code": "d", "user_code": "c", "verification_uri": "https://id/a
         ({**BEGUN, "interval": "soon"}, "not as RFC 8628 says"),
         ({**BEGUN, "verification_uri": "javascript:alert(1)"}, "no web page"),
         ({**BEGUN, "verification_uri_complete": "file:///etc/passwd"}, "no web page"),
+        ({**BEGUN, "verification_uri": "https://[::1"}, "no web page"),
+        ({**BEGUN, "verification_uri_complete": "https://id:²/activate"}, "no web page"),
     ],
 )
 def test_a_provider_that_begins_a_login_wrongly_is_told_of(monkeypatch, begun, said):
     with pytest.raises(NotAllowed, match=said):
         flow_of(monkeypatch, begun)
+
+
+@pytest.mark.parametrize("issuer", ["https://[::1", "https://id:²", "https://id:99999", "https://\udcff"])
+def test_a_provider_whose_address_is_malformed_is_told_of(issuer):
+    with pytest.raises((NotAllowed, Unreachable), match=r"no address|does not answer"):
+        sessions.DeviceFlow({"issuer": issuer, "client_id": "qipan", "scope": "openid"})
 
 
 def test_looks_are_a_second_to_a_minute_apart_and_further_when_the_provider_says_so(monkeypatch):

@@ -60,6 +60,18 @@ def same(one, other) -> bool:
 # ---- decisions --------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("url", ["http://[::1", "https://h:²", "s3://", "https://x y"])
+def test_an_address_of_a_storage_that_is_none_is_named(url):
+    with pytest.raises(InvalidInput, match="cannot be opened"):
+        open_storage(Storage("dc/fs", BoardId("dc"), 0, 0.0, 0.0, url=url))
+
+
+def test_a_storage_in_a_file_is_named(tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(InvalidInput, match="cannot be opened"):
+        open_storage(at(tmp_path / "file"))
+
+
 def test_what_is_missing_is_asked_for_once_however_often_it_stands():
     whole = manifest(StagedFile("x", 10, (A, B, C)), StagedFile("best/x", 4, (B,)))
     work = plan(whole, {(Place("x", 0), A)}, {C: "the old copy"})

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from api_site import caller, served, submit
 from qipan import statements
 from qipan.api import tenant_token
+from qipan.errors import InvalidInput
 from qipan.leases import EngineId, ReceiptLine, TaskId, Usage
 from qipan.ledger.explain import Attempt, Planned, explain
 from qipan.ledger.receipt import cost_micro_cny
@@ -77,6 +78,14 @@ def test_a_font_that_is_not_there_is_named(monkeypatch, tmp_path):
     monkeypatch.setenv("QIPAN_FONT", str(tmp_path / "no.ttf"))
     with pytest.raises(Exception, match="QIPAN_FONT"):
         statements.find_font()
+
+
+def test_a_file_that_is_no_font_is_named(tmp_path):
+    (tmp_path / "a.ttf").write_text("no font")
+    for file in (tmp_path / "a.ttf", tmp_path / "a"):
+        (tmp_path / "a").write_text("no font")
+        with pytest.raises(InvalidInput, match="QIPAN_FONT"):
+            to_pdf(statement(), (str(file), 0))
 
 
 # ---- a bill against its plan -----------------------------------------------------------------------------------------

@@ -43,6 +43,7 @@ ERRORS: dict[int, type[QipanError]] = {
 OVER = ("done", "failed", "cancelled")
 PAGE = 500
 POLL_S = 0.3
+UNSENDABLE = (httpx.InvalidURL, ValueError)  # half a character, a zero byte in a path, a number that is none
 TIMEOUT_S = 150.0  # longer than the longest answer takes, a what-if
 
 
@@ -91,6 +92,10 @@ class ServerAt:
             return {**common, "auth": sessions.SessionAuth(self.name, base)}
         if token is None and path is not None and path.exists():
             token = path.read_text().strip()
+        if token and not (token.isascii() and token.isprintable()):
+            raise InvalidInput(
+                f"the token {token[:20]!r} has a character that is none of a token; see QIPAN_TOKEN and `qipan token`"
+            )
         return {**common, "headers": {"authorization": f"Bearer {token}"} if token else {}}
 
     def no_answer(self, error: Exception) -> Unreachable:
@@ -164,6 +169,8 @@ class Client:
             response = self._http.request(method, path, json=body, params=query or None, headers=headers)
         except httpx.TransportError as error:
             raise self._at.no_answer(error) from None
+        except UNSENDABLE as error:
+            raise unsendable(method, path, error) from None
         return value_of(response)
 
     def list(self, path: str, what: str, **query: Any) -> Iterator[Any]:
@@ -276,6 +283,8 @@ class AsyncClient:
             )
         except httpx.TransportError as error:
             raise self._at.no_answer(error) from None
+        except UNSENDABLE as error:
+            raise unsendable(method, path, error) from None
         return value_of(response)
 
     async def list(self, path: str, what: str, **query: Any) -> AsyncIterator[Any]:
@@ -369,6 +378,12 @@ def trace_headers() -> dict[str, str]:
     found = TRACEPARENT.fullmatch(os.environ.get("TRACEPARENT", ""))
     trace_id, above = (found[2], found[3]) if found else (secrets.token_hex(16), "")
     return headers_of(trace_id, secrets.token_hex(8), time.time(), above)
+
+
+def unsendable(method: str, path: str, error: Exception) -> InvalidInput:
+    return InvalidInput(
+        f"{method} {path[:100]!r} with what you gave cannot be written as a request: {error}; give plain text and finite numbers"
+    )
 
 
 def value_of(response: httpx.Response) -> Any:

@@ -1,4 +1,5 @@
-"""A small file that is there whole or not at all, whatever is killed or full meanwhile; and secrets that are made once."""
+"""A small file that is there whole or not at all, whatever is killed or full meanwhile; secrets that are made once; and the text of
+a file that a person named."""
 
 import os
 import tempfile
@@ -6,6 +7,9 @@ import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from qipan.errors import InvalidInput, NotFound
+
+BYTES_MAX = 16 << 20
 _making = threading.Lock()
 
 
@@ -39,3 +43,18 @@ def secret_in(path: Path, make: Callable[[], bytes]) -> bytes:
             body = make()
             write_whole(path, body)
         return body
+
+
+def text_in(path: Path, missing: str, bytes_max: int = BYTES_MAX) -> str:
+    """Of a file that a person named; `missing` says what to do where there is none.  Raises NotFound, InvalidInput."""
+    try:
+        if path.is_file():
+            if (size := path.stat().st_size) > bytes_max:
+                raise InvalidInput(f"is {size} bytes; a file may have {bytes_max}", str(path))
+            return path.read_text(encoding="utf-8")
+    except (
+        ValueError,
+        OSError,
+    ) as error:  # a zero byte in the name, a name too long, bytes that are no UTF-8
+        raise InvalidInput(f"cannot be read as UTF-8 text: {error}", str(path)) from None
+    raise NotFound(f"{path}: {missing}")

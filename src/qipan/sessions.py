@@ -11,7 +11,7 @@ import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import httpx
 
@@ -154,11 +154,21 @@ def granted(answer: httpx.Response) -> dict[str, Any]:
 
 def checked_url(url: str) -> str:
     """Raises InvalidInput."""
-    parts = urlsplit(url)
+    parts = parts_of(url)
     local = parts.hostname in ("127.0.0.1", "::1", "localhost")
     if not parts.hostname or parts.query or parts.fragment or parts.username or parts.path.strip("/") or (parts.scheme != "https" and not (local and parts.scheme == "http")):  # fmt: skip
         raise InvalidInput(f"{url[:100]!r} is no address of a server; give https://HOST:PORT")
     return f"{parts.scheme}://{parts.netloc}"
+
+
+def parts_of(url: str) -> SplitResult:
+    """Those of an address that somebody else wrote; one that is malformed has none."""
+    try:
+        parts = urlsplit(url)
+        _ = parts.port  # read only here
+    except ValueError:  # such as a bracket that is not closed, or a port that is no number
+        return SplitResult("", "", "", "", "")
+    return parts
 
 
 def trust(url: str, ca: str = "") -> ssl.SSLContext | bool:
@@ -208,7 +218,7 @@ class DeviceFlow:
             ) from None
         self.whole = str(begun.get("verification_uri_complete", ""))
         for url in (self.where, self.whole or self.where):
-            if urlsplit(url).scheme not in ("https", "http"):
+            if parts_of(url).scheme not in ("https", "http"):
                 raise NotAllowed(f"the provider {issuer} sends people to {url[:100]!r}, which is no web page")
         self._token_end = str(ends[1])
         self._asked = {"grant_type": DEVICE_GRANT, "device_code": begun["device_code"], "client_id": oidc["client_id"]}  # fmt: skip
@@ -248,12 +258,14 @@ def device_flow(
 
 def _told(issuer: str, method: str, url: str, form: dict[str, str] | None = None) -> dict[str, Any]:
     """What a provider answers; its refusals are answers, too."""
-    if urlsplit(url).scheme != urlsplit(issuer).scheme:
-        raise NotAllowed(f"the provider {issuer} leads to {url[:100]}, by another scheme")
+    if not parts_of(url).hostname or parts_of(url).scheme != parts_of(issuer).scheme:
+        raise NotAllowed(
+            f"the provider {issuer} leads to {url[:100]!r}, which is no address or has another scheme"
+        )
     try:
         answer = httpx.request(method, url, data=form, timeout=LIMIT_S)
         value = answer.json()
-    except (httpx.HTTPError, ValueError) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError) as error:
         raise Unreachable(f"the OpenID provider {issuer} does not answer: {error}") from None
     if not isinstance(value, dict):
         raise Unreachable(f"{url[:200]} answers no JSON object")

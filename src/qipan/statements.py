@@ -130,7 +130,12 @@ def to_pdf(statement: Statement, font: tuple[str, int] | None) -> bytes:
     pdf.set_creator("Qipan")
     pdf.set_title(f"Statement of {statement.name}")
     if font is not None:
-        pdf.add_font("cjk", fname=font[0], collection_font_number=font[1])
+        try:
+            pdf.add_font("cjk", fname=font[0], collection_font_number=font[1])
+        except Exception as error:  # whatever its reader says of a file that is no font
+            raise InvalidInput(
+                f"{font[0]} (number {font[1]}) is no font that can be used: {error!r:.120}; name a .ttf, .otf or .ttc in QIPAN_FONT"
+            ) from None
     family = "cjk" if font is not None else "helvetica"
 
     def shown(text: str, most: int) -> str:

@@ -1,6 +1,7 @@
 """The API for people on other hosts: HTTPS on a port, with the operator's certificate or one made here."""
 
 import ipaddress
+import re
 import socket
 import ssl
 from dataclasses import dataclass
@@ -30,15 +31,21 @@ class Listen:
 
 def listen_of(text: str, certificate: Path | None, key: Path | None) -> Listen:
     """HOST:PORT, or a port of every address.  Raises InvalidInput."""
-    host, _, port = text.rpartition(":")
-    if not port.isdigit() or int(port) > 65535:
-        raise InvalidInput(f"{text[:60]!r} is no HOST:PORT to listen at, such as 0.0.0.0:8444")
+    host, port = host_and_port(text)
     if (certificate is None) != (key is None):
         raise InvalidInput("a certificate has a key: name both, --api-cert and --api-key, or neither")
     for path in (certificate, key):
         if path is not None and not path.is_file():
             raise InvalidInput(f"{path}: no such file")
-    return Listen(host.strip("[]") or "0.0.0.0", int(port), certificate, key)
+    return Listen(host, port, certificate, key)
+
+
+def host_and_port(text: str) -> tuple[str, int]:
+    """Of HOST:PORT, :PORT or PORT to listen at; the last two mean every address.  Raises InvalidInput."""
+    host, _, port = text.rpartition(":")
+    if not re.fullmatch("[0-9]{1,5}", port) or int(port) > 65535:
+        raise InvalidInput(f"{text[:60]!r} is no HOST:PORT to listen at, such as 0.0.0.0:8444")
+    return host.strip("[]") or "0.0.0.0", int(port)
 
 
 def bound(listen: Listen) -> socket.socket:

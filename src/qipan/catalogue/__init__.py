@@ -14,6 +14,7 @@ import yaml
 
 from qipan.catalogue.stacks import LOADER, Stack, overridden, shipped_stacks
 from qipan.errors import InvalidInput, NotFound
+from qipan.files import text_in
 from qipan.hardware import ChipClass, ChipClassId, Confidence, Figure
 
 KINDS = {"cpu": "cpu", "xilinx": "fpga", "nvidia": "gpu", "amd": "gpu", "hygon": "gpu", "intel": "other"}
@@ -86,11 +87,10 @@ def load_catalogue(*overlays: Path) -> Catalogue:
     chips = {chip.chip_class: chip for chip, _ in named}
     stacks, detect = dict(shipped_stacks()), dict[str, Any]()
     for path in overlays:
-        if not path.is_file():
-            raise NotFound(f"{path}: no such file; name a YAML file with `accelerators:`")
-        document = _document(path.read_text(encoding="utf-8"), str(path))
+        text = text_in(path, "no such file; name a YAML file with `accelerators:`")
+        document = _document(text, str(path))
         stacks = overridden(stacks, document.get("stacks", {}), str(path))
-        for entry in _entries(path.read_text(encoding="utf-8"), str(path)):
+        for entry in _entries(text, str(path)):
             chip = _chip(entry, str(path), own=_id(entry) not in chips or chips[_id(entry)].on_request)
             chips[chip.chip_class] = chip
             named.append((chip, entry))

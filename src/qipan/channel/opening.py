@@ -14,7 +14,7 @@ from websockets.frames import Frame, Opcode
 from websockets.http11 import Response
 from websockets.uri import parse_uri
 
-from qipan.errors import QipanError, Unreachable
+from qipan.errors import InvalidInput, QipanError, Unreachable
 
 MESSAGE_BYTES_MAX = 64 << 20
 OPENING_S = 20.0  # from the first packet to `welcome`
@@ -99,14 +99,14 @@ def _left_s(end_s: float) -> float:
 
 def address_of(url: str) -> tuple[str, int]:
     """(host, port) of `grid://host:port`.  Raises QipanError."""
-    parts = urlsplit(url if "://" in url else f"grid://{url}")
     try:
-        port = parts.port or 8443
+        parts = urlsplit(url if "://" in url else f"grid://{url}")
+        host, port = parts.hostname, parts.port or 8443
     except ValueError:
-        port = 0
-    if not parts.hostname or not port:
-        raise QipanError(f"{url[:100]!r} is no address of a board; it looks like grid://host:8443")
-    return parts.hostname, port
+        host, port = None, 0
+    if not host:
+        raise InvalidInput(f"{url[:100]!r} is no address of a board; it looks like grid://host:8443")
+    return host, port
 
 
 def tls_words(error: Exception) -> str:

@@ -17,7 +17,7 @@ from qipan.cli.forecasts import forecast
 from qipan.cli.grid import board, grid
 from qipan.cli.ledger import app as ledger
 from qipan.cli.market import app as market
-from qipan.cli.options import Api, ApiCert, ApiKey, Login, MetricsAt, SiteFile, StoreDir
+from qipan.cli.options import Api, ApiCert, ApiKey, Login, MetricsAt, SiteFile, StoreDir, finite
 from qipan.cli.people import login as log_in
 from qipan.cli.people import logout, whoami
 from qipan.cli.quota import app as quota
@@ -240,7 +240,9 @@ def logs(
 def exec_(
     task: str,
     command: Annotated[list[str], typer.Argument(help="The command and its words, after `--`.")],
-    timeout: Annotated[float, typer.Option(min=0.1, help="It is ended after so many seconds.")] = 600.0,
+    timeout: Annotated[
+        float, typer.Option(min=0.1, callback=finite, help="It is ended after so many seconds.")
+    ] = 600.0,
     json_: Json = False,
     store: StoreDir = None,
 ) -> None:
@@ -307,7 +309,7 @@ def wait(
     task: str,
     json_: Json = False,
     store: StoreDir = None,
-    timeout: float = 0.0,
+    timeout: Annotated[float, typer.Option(min=0, callback=finite, help="Seconds; 0: without end.")] = 0.0,
     pass_exit_code: Annotated[
         bool, typer.Option("--pass-exit-code", help="Of a failed task: exit as its last attempt did.")
     ] = False,

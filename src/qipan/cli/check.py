@@ -27,20 +27,16 @@ def check(
 
     from qipan.catalogue import site_catalogue
     from qipan.cli.app import out
-    from qipan.errors import InvalidInput, NotFound
+    from qipan.errors import InvalidInput
+    from qipan.files import text_in
 
     try:
         from qipan.portability import check_script
     except ImportError:
         raise InvalidInput("reading scripts needs libcst: pip install 'qipan[check]'") from None
-    if not script.is_file():
-        raise NotFound(f"{script}: no such file; name a Python script")
+    text = text_in(script, "no such file; name a Python script")
     catalogue = site_catalogue()
     stack = catalogue.stacks.get(for_.lower()) or catalogue.stacks[catalogue.find(for_).stack]
-    try:
-        text = script.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"is not UTF-8 text: {error}", str(script)) from None
     made = check_script(text, stack, script.name)
     if write is not None:
         write.write_text(made.rewritten, encoding="utf-8")

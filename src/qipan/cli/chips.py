@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from qipan.cli.options import Json
+from qipan.cli.options import Json, finite
 
 if TYPE_CHECKING:
     from qipan.probe import Answer
@@ -105,7 +105,7 @@ def _confidence(chip: Any) -> str:
 @app.command()
 def probe(
     json_: Json = False, overlay: Overlay = None,
-    timeout: Annotated[float, typer.Option(min=0.1, help="Seconds that each vendor's tool may take.")] = 1.0,
+    timeout: Annotated[float, typer.Option(min=0.1, callback=finite, help="Seconds that each vendor's tool may take.")] = 1.0,
 ) -> None:  # fmt: skip
     """What chips this machine has: usable, present but broken (why, and the next step), or absent."""
     import msgspec
@@ -158,7 +158,7 @@ def _devices(answer: "Answer") -> str:
 @app.command()
 def record(
     vendor: Annotated[str, typer.Argument(help="One vendor of `qipan chips probe`; without it, all that have a tool here.")] = "",
-    json_: Json = False, timeout: Annotated[float, typer.Option(min=0.1)] = 5.0,
+    json_: Json = False, timeout: Annotated[float, typer.Option(min=0.1, callback=finite)] = 5.0,
 ) -> None:  # fmt: skip
     """Vendor tools' output for a bug report, without serial numbers, addresses, host, user and program names."""
     import getpass

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from qipan.cli.options import Json, StoreDir
+from qipan.cli.options import Json, StoreDir, finite
 from qipan.errors import InvalidInput
 from qipan.forecast import Busy, Hours, Learnt, learnt, steps_of
 
@@ -14,7 +14,10 @@ from qipan.forecast import Busy, Hours, Learnt, learnt, steps_of
 def forecast(
     task: str,
     busy: Annotated[
-        float, typer.Option(min=0.05, max=1.0, help="Share of the time that a replica's devices should work.")
+        float,
+        typer.Option(
+            min=0.05, max=1.0, callback=finite, help="Share of the time that a replica's devices should work."
+        ),
     ] = 0.7,
     json_: Json = False,
     store: StoreDir = None,

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from qipan.cli.options import Api, ApiCert, ApiKey, Json, Login, MetricsAt
+from qipan.cli.options import Api, ApiCert, ApiKey, Json, Login, MetricsAt, finite
 from qipan.cli.people import users
 from qipan.errors import InvalidInput, NotFound, Unreachable
+from qipan.files import text_in
 
 if TYPE_CHECKING:
     from qipan.workload.site import Site
@@ -71,7 +72,9 @@ def invite(
             "--standby", help="A second process for this board itself, on another host (NAME: this board's)."
         ),
     ] = False,
-    hours: Annotated[float, typer.Option(min=0.001, max=24 * 30, help="How long the token is good.")] = 24.0,
+    hours: Annotated[
+        float, typer.Option(min=0.001, max=24 * 30, callback=finite, help="How long the token is good.")
+    ] = 24.0,
     store: StoreDir = None,
     json_: Json = False,
 ) -> None:
@@ -106,7 +109,8 @@ def join_(
     from qipan.grid import join
     from qipan.identity import Token
 
-    text = Path(token).read_text() if len(token) < 200 and Path(token).is_file() else token
+    file = Path(token)
+    text = text_in(file, "no such file") if len(token) < 200 and file.is_file() else token
     folder, read = folder_of(store), Token.decode(text)
     if read.role == "standby" and not url:
         raise InvalidInput("boards below must reach a standby: name its own address, --url grid://HOST:PORT")
@@ -416,17 +420,18 @@ def serve_until(ended: threading.Event, running: Any, parent: str, listen: str, 
 
 
 def listen_at(host: Any, folder: Path, listen: str) -> int:
+    """The port; 0 where nobody is listened to.  Raises InvalidInput."""
+    from qipan.api.listen import host_and_port
     from qipan.channel.opening import address_of
 
     at = folder / "url"
-    if listen:
-        address, _, port = listen.rpartition(":")
-        if not port.isdigit():
-            raise InvalidInput(f"{listen[:60]!r} is no HOST:PORT to listen at, such as 0.0.0.0:8443")
-        return int(host.listen(address or "0.0.0.0", int(port)))
-    if not at.exists():
+    if not listen and not at.exists():
         return 0
-    return int(host.listen("0.0.0.0", address_of(at.read_text())[1]))
+    address, port = host_and_port(listen) if listen else ("0.0.0.0", address_of(at.read_text())[1])
+    try:
+        return int(host.listen(address, port))
+    except OSError as error:
+        raise InvalidInput(f"cannot listen at {address}:{port} ({error}); give another --listen") from None
 
 
 def own_site_of(folder: Path, wallet: Any, path: Path | None, probe: bool, quiet: bool) -> "Site":

@@ -1,5 +1,6 @@
 """`qipan market`: orders for slots of an hour, the published books; clear a book of orders, or verify a clearing."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -55,7 +56,7 @@ def product_id(text: str) -> str:
     from datetime import UTC, datetime
 
     what, _, hour = text.rpartition("/")
-    if hour.isdigit():
+    if re.fullmatch("[0-9]{1,9}", hour):
         return text
     try:
         return f"{what}/{int(datetime.fromisoformat(hour + ':00').replace(tzinfo=UTC).timestamp()) // HOUR_S}"

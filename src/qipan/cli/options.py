@@ -1,9 +1,18 @@
 """Options that commands share."""
 
+import math
 from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
+
+
+def finite(value: float) -> float:
+    """A callback for options that are numbers: `nan` passes every bound."""
+    if not math.isfinite(value):
+        raise typer.BadParameter(f"{value} is no number to count with; give one such as 60")
+    return value
+
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document.")]
 StoreDir = Annotated[Optional[Path], typer.Option("--store", help="The folder of the boards' stores.")]  # noqa: UP045

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from qipan.cli.options import Json, SiteFile
-from qipan.errors import InvalidInput, NotFound
+from qipan.files import text_in
 
 if TYPE_CHECKING:
     from qipan.quota import QuotaRule
@@ -59,12 +59,7 @@ def read_rules(path: Path, site: "Site") -> "tuple[QuotaRule, ...]":
     """Parsed and held against the site.  Raises NotFound, InvalidInput."""
     from qipan.rules import check_rules, parse_rules
 
-    if not path.is_file():
-        raise NotFound(f"{path}: no such rules file; it begins with `quota:`, see docs/quota.md")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidInput(f"cannot be read as UTF-8 text: {error}", str(path)) from None
+    text = text_in(path, "no such rules file; it begins with `quota:`, see docs/quota.md")
     rules = parse_rules(text, str(path))
     check_rules(rules, devices_of(site), tuple(one.name for one in site.tenants), str(path))
     return rules

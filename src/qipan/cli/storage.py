@@ -8,6 +8,7 @@ import typer
 
 from qipan.cli.options import Json, StoreDir
 from qipan.errors import InvalidInput, NotFound, QipanError
+from qipan.files import text_in
 
 if TYPE_CHECKING:
     from qipan.transfer import ContentStorage
@@ -154,14 +155,20 @@ def serve(
     key: Annotated[Optional[Path], typer.Option(help="PEM of the certificate's key.")] = None,  # noqa: UP045
 ) -> None:
     """Let other sites read the storage in FOLDER over HTTP, until Ctrl-C."""
+    from qipan.api.listen import host_and_port
     from qipan.transfer.serve import server
 
-    host, _, port = listen.rpartition(":")
-    if not host or not port.isdigit():
-        raise InvalidInput(f"--listen is {listen!r}; write HOST:PORT, such as 0.0.0.0:8970")
-    if not token_file.is_file() or not token_file.read_text().strip():
-        raise NotFound(f"{token_file} holds no token; write one line that only readers know")
-    serving = server(folder, host, int(port), token_file.read_text().strip(), cert, key)
+    host, port = host_and_port(listen)
+    missing = "holds no token; write one line that only readers know"
+    token = text_in(token_file, missing).strip()
+    if not token:
+        raise NotFound(f"{token_file}: {missing}")
+    try:
+        serving = server(folder, host, port, token, cert, key)
+    except (OSError, OverflowError) as error:
+        raise InvalidInput(
+            f"cannot be served at {listen} ({error}); give another --listen, --cert or --key"
+        ) from None
     where = f"{'https' if cert else 'http'}://{host}:{serving.server_port}"
     print(f"{folder} is served at {where}", flush=True)
     try:

@@ -16,14 +16,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import httpx
 import jwt
 
-from qipan.errors import InvalidInput, NotAllowed, NotFound, QipanError, Unreachable
+from qipan.errors import InvalidInput, NotAllowed, QipanError, Unreachable
+from qipan.files import text_in
 from qipan.login.roles import ROLES
 from qipan.quantities import parse_duration_s
+from qipan.sessions import parts_of
 from qipan.workload.reader import Value, read_yaml
 
 #: signatures with a public key only: a symmetric one would make of the public key a secret that everybody knows
@@ -162,7 +163,7 @@ def described_by(issuer: str) -> dict[str, Any]:
 
 def check_issuer(url: str) -> None:
     """Raises InvalidInput."""
-    parts = urlsplit(url)
+    parts = parts_of(url)
     local = parts.hostname in ("127.0.0.1", "::1", "localhost")
     if not parts.hostname or parts.query or parts.fragment or (parts.scheme != "https" and not (local and parts.scheme == "http")):  # fmt: skip
         raise InvalidInput(f"{url[:100]!r} is no address of a provider; give https://HOST[/PATH]")
@@ -201,9 +202,8 @@ def role_of(claims: Mapping[str, Any], rules: tuple[Rule, ...]) -> tuple[str, st
 
 def read_provider(path: Path) -> Provider:
     """Raises NotFound, InvalidInput with the position."""
-    if not path.is_file():
-        raise NotFound(f"{path}: no such file; it says whose word is taken at login")
-    top = read_yaml(path.read_text(encoding="utf-8"), str(path)).fields(("login",))
+    text = text_in(path, "no such file; it says whose word is taken at login")
+    top = read_yaml(text, str(path)).fields(("login",))
     if "login" not in top:
         raise InvalidInput("has no `login:`", str(path))
     fields = top["login"].fields(("issuer", "client_id", "scope", "name", "leeway", "rules"))

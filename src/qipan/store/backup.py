@@ -64,8 +64,8 @@ def restore_into(file: Path, folder: Path, database: str | None = None) -> dict[
     """Whole or not at all.  `database`: the boards' stores go there.  Raises NotFound, InvalidInput."""
     if not file.is_file():
         raise NotFound(f"{file}: no such backup")
-    if folder.exists() and any(folder.iterdir()):
-        raise InvalidInput(f"{folder} is not empty; name another --store, or move it away")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InvalidInput(f"{folder} is not an empty folder; name another --store, or move it away")
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:

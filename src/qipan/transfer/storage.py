@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from qipan.errors import InvalidInput, NotAllowed, OverLimit, Unreachable
+from qipan.files import text_in
 from qipan.hardware import Storage
 from qipan.staging import CHUNK_BYTES, ChunkId, Manifest, StagedFile, checked, outdated, unnamed
 from qipan.transfer.parallel import in_parallel
@@ -26,11 +27,9 @@ Answer = TypeVar("Answer")
 def open_storage(storage: Storage) -> "ContentStorage":
     """`storage.url`: a folder, s3://BUCKET/PATH or http(s)://.  `storage.options`: `endpoint`, `region` and `credentials` (a file
     with access_key_id and secret_access_key) of S3; `token_file` and `ca_file` of HTTP.  Raises InvalidInput."""
-    from obstore.store import HTTPStore, LocalStore, S3Store
+    from obstore.exceptions import BaseError
 
     url, options = storage.url, dict(storage.options)
-    retry = {"max_retries": 3, "retry_timeout": timedelta(seconds=LIMIT_S)}
-    client: dict[str, Any] = {"timeout": timedelta(seconds=LIMIT_S), "connect_timeout": timedelta(seconds=5)}
     scheme = url.partition("://")[0] if "://" in url else "file"
     known = {"file": (), "s3": ("endpoint", "region", "credentials"), "http": ("token_file", "ca_file")}
     allowed = known.get("http" if scheme == "https" else scheme)
@@ -42,6 +41,21 @@ def open_storage(storage: Storage) -> "ContentStorage":
         raise InvalidInput(
             f"storage {storage.storage_id}: no option {unknown[0]!r} for {scheme}; there are {', '.join(allowed) or 'none'}"
         )
+    try:
+        store, reader = _store(storage, scheme, options)
+    except (OSError, ValueError, BaseError) as error:
+        said = str(error).partition("\n")[0]
+        raise InvalidInput(f"storage {storage.storage_id}: {url[:80]!r} cannot be opened: {said}") from None
+    return ContentStorage(storage.storage_id, store, storage.capacity_bytes, reader)
+
+
+def _store(storage: Storage, scheme: str, options: dict[str, str]) -> tuple[Any, HttpReader | None]:
+    """Raises InvalidInput, and what obstore does."""
+    from obstore.store import HTTPStore, LocalStore, S3Store
+
+    url = storage.url
+    retry = {"max_retries": 3, "retry_timeout": timedelta(seconds=LIMIT_S)}
+    client: dict[str, Any] = {"timeout": timedelta(seconds=LIMIT_S), "connect_timeout": timedelta(seconds=5)}
     store: Any
     reader = None
     if scheme == "file":
@@ -62,10 +76,10 @@ def open_storage(storage: Storage) -> "ContentStorage":
     else:
         client["allow_http"] = scheme == "http"
         if "token_file" in options:
-            token = Path(options["token_file"]).read_text().strip()
+            token = text_in(Path(options["token_file"]), "no such token_file").strip()
             client["default_headers"] = {"authorization": f"Bearer {token}"}
         if "ca_file" in options:
-            client["root_certificate"] = Path(options["ca_file"]).read_text()
+            client["root_certificate"] = text_in(Path(options["ca_file"]), "no such ca_file")
         store = HTTPStore.from_url(url, client_options=client, retry_config=retry)  # type: ignore[arg-type]
         reader = HttpReader(
             storage.storage_id,
@@ -74,11 +88,11 @@ def open_storage(storage: Storage) -> "ContentStorage":
             Path(options["ca_file"]) if "ca_file" in options else None,
             LIMIT_S,
         )
-    return ContentStorage(storage.storage_id, store, storage.capacity_bytes, reader)
+    return store, reader
 
 
 def _credentials(path: Path) -> dict[str, str]:
-    lines = [line.partition("=") for line in path.read_text().splitlines() if "=" in line]
+    lines = [line.partition("=") for line in text_in(path, "no such credentials").splitlines() if "=" in line]
     return {key.strip(): value.strip() for key, _, value in lines}
 
 

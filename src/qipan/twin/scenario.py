@@ -14,6 +14,7 @@ from qipan.clock import named_random
 from qipan.curves import Curve, Need, Point
 from qipan.engines.simulated import Behaviour
 from qipan.errors import InvalidInput, NotFound
+from qipan.files import text_in
 from qipan.hardware import BoardId, ChipClassId
 from qipan.leases import Order, TaskId
 from qipan.quantities import format_duration, parse_duration_s
@@ -82,9 +83,8 @@ class Scenario:
 
 def load_scenario(path: Path) -> Scenario:
     """Raises NotFound, InvalidInput."""
-    if not path.is_file():
-        raise NotFound(f"{path}: no such scenario; name one such as examples/day.yaml")
-    top = read_yaml(path.read_text(encoding="utf-8"), str(path)).fields(("site", "scenario"))
+    text = text_in(path, "no such scenario; name one such as examples/day.yaml")
+    top = read_yaml(text, str(path)).fields(("site", "scenario"))
     if "site" not in top or "scenario" not in top:
         raise InvalidInput("needs `site:` and `scenario:`", str(path))
     fields = top["scenario"].fields(KEYS)

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from qipan.errors import InvalidInput, NotFound
+from qipan.files import text_in
 from qipan.workload.imports import Directive, foreign_format, parse_job
 from qipan.workload.parse import parse_task
 from qipan.workload.task import Task
@@ -17,10 +17,5 @@ def read_text(text: str, file: str, workdir: str = "") -> tuple[Task, list[Direc
 
 def read_file(path: Path) -> tuple[Task, list[Directive]]:
     """Raises NotFound, InvalidInput."""
-    if not path.is_file():
-        raise NotFound(f"{path}: no such file; name a task file such as examples/train-poems.yaml")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise InvalidInput(f"cannot be read as UTF-8 text: {error}", str(path)) from None
+    text = text_in(path, "no such file; name a task file such as examples/train-poems.yaml")
     return read_text(text, str(path), str(path.resolve().parent))

@@ -5,7 +5,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from qipan.errors import InvalidInput
+from qipan.errors import InvalidInput, NotFound
+from qipan.files import text_in
 from qipan.workload.model import Mla, Model, Moe, Tower
 
 SIZE_MAX = 1 << 20
@@ -43,13 +44,13 @@ FAMILIES = {
 def load_config(path: Path) -> Model:
     """The architecture in a config.json.  Raises InvalidInput for a file that is missing, no JSON object, of a family
     whose layout this version does not know (its parameter count would be wrong), or short of a field."""
-    if not path.is_file():
-        raise InvalidInput(f"{path}: no such config.json; give the path from the task file's folder")
-    if path.stat().st_size > SIZE_MAX:
-        raise InvalidInput(f"{path}: is {path.stat().st_size} bytes; a config.json may have {SIZE_MAX}")
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError, OSError) as error:
+        text = text_in(path, "no such config.json; give the path from the task file's folder", SIZE_MAX)
+    except (NotFound, InvalidInput) as error:
+        raise InvalidInput(str(error)) from None  # its place is in the task file
+    try:
+        config = json.loads(text)
+    except (ValueError, RecursionError) as error:
         raise InvalidInput(f"{path}: is not JSON: {error}") from None
     if not isinstance(config, dict):
         raise InvalidInput(f"{path}: must be a JSON object such as {{'model_type': 'llama', ...}}")

@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, cast, get_args
 
-from qipan.errors import InvalidInput, NotFound
+from qipan.files import text_in
 from qipan.forecast import DAY_S, Forecast
 from qipan.quantities import (
     format_duration,
@@ -62,12 +62,7 @@ NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 def load_task(path: str | Path) -> Task:
     """Read and check a task file.  Raises NotFound, InvalidInput."""
     path = Path(path)
-    if not path.is_file():
-        raise NotFound(f"{path}: no such file; name a task file such as examples/train-poems.yaml")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise InvalidInput(f"cannot be read as UTF-8 text: {error}", str(path)) from None
+    text = text_in(path, "no such file; name a task file such as examples/train-poems.yaml")
     return parse_task(text, str(path), str(path.resolve().parent))
 
 
@@ -304,10 +299,16 @@ def _uri(value: Value) -> str:
 
 def _work(value: Value) -> Work:
     fields = value.fields(("tokens", "global_batch", "seq", "seed", "precision"))
+    sizes = {
+        key: fields[key].parsed(parse_count) for key in ("tokens", "global_batch", "seq") if key in fields
+    }
+    for key, count in sizes.items():
+        if count == 0:
+            raise fields[key].error("must be 1 or more")
     return Work(
-        fields["tokens"].parsed(parse_count) if "tokens" in fields else 0,
-        fields["global_batch"].parsed(parse_count) if "global_batch" in fields else 0,
-        fields["seq"].parsed(parse_count) if "seq" in fields else 0,
+        sizes.get("tokens", 0),
+        sizes.get("global_batch", 0),
+        sizes.get("seq", 0),
         fields["seed"].whole(0, 2**31) if "seed" in fields else 0,
         fields["precision"].choice(("bf16", "fp8")) if "precision" in fields else "bf16",  # type: ignore[arg-type]
     )

@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from qipan.errors import InvalidInput, NotFound
+from qipan.errors import InvalidInput
+from qipan.files import text_in
 from qipan.hardware import BoardId, BoardSpec, ChipClassId, Pool, PoolId, Storage
 from qipan.network import Link, link_between
 from qipan.quantities import parse_bytes, parse_bytes_per_s, parse_duration_s, parse_money_micro_cny
@@ -43,14 +44,9 @@ class Site:
 def load_site(path: str | Path, *, pools_needed: bool = True) -> Site:
     """Read and check a site file.  Raises NotFound, InvalidInput."""
     path = Path(path)
-    if not path.is_file():
-        raise NotFound(
-            f"{path}: no such site file; name one with --site, or leave --site out for this machine alone"
-        )
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise InvalidInput(f"cannot be read as UTF-8 text: {error}", str(path)) from None
+    text = text_in(
+        path, "no such site file; name one with --site, or leave --site out for this machine alone"
+    )
     top = read_yaml(text, str(path)).fields(("site",))
     if "site" not in top:
         raise InvalidInput("has no `site:`", str(path))

@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from qipan.errors import InvalidInput, NotFound
+from qipan.errors import InvalidInput
+from qipan.files import text_in
 from qipan.workload.imports.cloud import compose_task, dstack_task, skypilot_task
 from qipan.workload.imports.directive import Directive, Fate, Source, read_documents
 from qipan.workload.imports.kubernetes import TRANSLATORS
@@ -16,14 +17,7 @@ __all__ = ["Directive", "Fate", "foreign_format", "parse_job", "read_job"]
 def read_job(path: str | Path) -> tuple[Task, list[Directive]]:
     """The task in another tool's file, and what became of every directive in it.  Raises NotFound, InvalidInput."""
     path = Path(path)
-    if not path.is_file():
-        raise NotFound(f"{path}: no such file; name a job file such as job.sbatch")
-    if path.stat().st_size > SIZE_MAX:
-        raise InvalidInput(f"is {path.stat().st_size} bytes; a file may have {SIZE_MAX}", str(path))
-    try:
-        text = path.read_text(encoding="utf-8")
-    except (UnicodeDecodeError, OSError) as error:
-        raise InvalidInput(f"cannot be read as UTF-8 text: {error}", str(path)) from None
+    text = text_in(path, "no such file; name a job file such as job.sbatch", SIZE_MAX)
     return parse_job(text, str(path), str(path.resolve().parent))
 
 

@@ -162,6 +162,8 @@ def _accelerators(source: Source) -> tuple[int, tuple[str, ...]]:
     else:
         words = [found] if isinstance(found, str) else source.words(at)
     pairs = [_device(source, at, word) for word in words]
+    if not pairs:
+        raise source.error(at, "names no device; write H100:8, or leave it out")
     counts = {count for _, count in pairs}
     if len(counts) > 1:
         source.mark("approximated", at, f"any of them, {max(counts)} a node")
