@@ -77,7 +77,7 @@ def test_its_reason_says_when_it_can_begin_and_why_names_it_to_those_behind():
     state, now_s = world.tree.root.state, world.clock.now_s()
     [text] = [text for _, verdict, text in world.tree.root.store.reasons_of("wide") if verdict == "reserved"]
     assert text.startswith(
-        "4 devices at dc-engine are kept for it: by what is left of those that run it can begin in "
+        "dc-engine keeps 4 devices for it: by what is left of those that run it can begin in "
     )
     behind = [task for task in state.tasks.values() if task.phase == "queued" and task.task_id != "wide"]
     assert behind

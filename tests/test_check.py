@@ -36,7 +36,7 @@ def grow(world: World, devices: int, *, told: bool = True) -> None:
 
 @CHECKS
 @pytest.mark.parametrize(
-    ("devices", "why"), [(5, "1 devices of sim/fast are held twice"), (3, "no point of its curve")]
+    ("devices", "why"), [(5, "1 device of sim/fast held twice"), (3, "no point of its curve")]
 )
 def test_more_held_than_there_is_or_what_is_no_point(check: Check, devices: int, why: str):
     world = running_world("a")

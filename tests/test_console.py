@@ -473,6 +473,7 @@ def test_the_boards_sentences_are_said_in_chinese_and_unknown_ones_stay():
         say("east at sim/a:2: 2 devices, 26 s of work left at that point", "zh")
         == "east，点位 sim/a:2：2 个设备，在此还需 26 秒"
     )
+    assert say("east has no 1 device of sim/a to give now", "zh") == "east 现在给不出 1 个 sim/a"
     shrunk = "from sim/a:4 (4 devices) to sim/a:2 (2); 55 s left before, 98 s after, the change costs 16 s"
     assert (
         say(shrunk, "zh")

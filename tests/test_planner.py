@@ -120,8 +120,7 @@ def test_a_script_for_several_nodes_gets_them_where_there_are_some_and_is_refuse
     assert one is not None, "a machine of one node runs it once"
     three = replace(task, devices=replace(task.devices, min=3, max=3))
     assert (
-        "needs 3 nodes with 1 devices each, the pool has 2"
-        in plan_task(three, tree(devices=8)).refused[0].why
+        "needs 3 nodes with 1 device each, the pool has 2" in plan_task(three, tree(devices=8)).refused[0].why
     )
 
 

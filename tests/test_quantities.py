@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 from qipan.errors import InvalidInput
 from qipan.quantities import (
     format_bytes,
+    format_devices,
     format_duration,
     format_money,
     parse_bytes,
@@ -56,6 +57,7 @@ def test_people_read_short_forms():
     assert format_duration(88) == "88s"
     assert format_duration(7200) == "2.0h"
     assert format_bytes(3 * 2**30) == "3.0GiB"
+    assert [format_devices(count) for count in (0, 1, 8)] == ["0 devices", "1 device", "8 devices"]
 
 
 @given(st.integers(0, 2**53))

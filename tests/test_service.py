@@ -254,9 +254,8 @@ def lent(training: str = "elastic", bid: int = 90 * TARIFF) -> State:
 
 def test_only_a_task_that_parks_within_the_notice_borrows():
     rigid = lent("rigid")
-    assert (
-        "are not asked for by its forecast now, are lent to tasks that park within 5.0m"
-        in why_waiting_text(rigid, rigid.tasks[TaskId("b")], at(23.1))
+    assert "not asked for by its forecast now, lent to tasks that park within 5.0m" in why_waiting_text(
+        rigid, rigid.tasks[TaskId("b")], at(23.1)
     )
     assert rigid.tasks[TaskId("b")].phase is Phase.QUEUED
     elastic = lent()

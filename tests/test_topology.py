@@ -64,7 +64,7 @@ SITE = "board: {{name: dc, pools: [{{chip: sim/x, devices: 16, per_node: 4, per_
 
 def test_a_block_of_the_site_file_is_whole_nodes():
     assert parse_site(read_yaml(SITE.format(8), "s")).pools()[0].devices_per_block == 8
-    with pytest.raises(InvalidInput, match="not whole nodes of 4"):
+    with pytest.raises(InvalidInput, match="no whole number of nodes of 4"):
         parse_site(read_yaml(SITE.format(6), "s"))
 
 

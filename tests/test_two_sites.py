@@ -106,7 +106,7 @@ def test_what_sites_exchange_counts_against_the_limits_of_a_task(limit):
 
 def test_chips_that_are_not_there_are_refused_by_name():
     text = (EXAMPLES / "two-sites.yaml").read_text()
-    with pytest.raises(Infeasible, match=r"shanghai has 1 devices of sim/yan-1, sites.parts wants 3"):
+    with pytest.raises(Infeasible, match=r"shanghai has 1 device of sim/yan-1, sites.parts wants 3"):
         plan(parse_task(text.replace("sim/yan-1: 1", "sim/yan-1: 3")))
     with pytest.raises(Infeasible, match=r"names 'beijing'; the sites here are shanghai, ningxia"):
         plan(parse_task(text.replace("at: ningxia", "at: beijing")))

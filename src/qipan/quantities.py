@@ -100,6 +100,10 @@ def format_money(micro_cny: int) -> str:
     return f"{sign}{whole // 10**6:,}.{decimals} CNY"
 
 
+def format_devices(count: int) -> str:
+    return f"{count} device" if count == 1 else f"{count} devices"
+
+
 def format_duration(seconds: float) -> str:
     if not math.isfinite(seconds):
         return "never"

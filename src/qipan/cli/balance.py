@@ -145,7 +145,7 @@ def plain(value: Any) -> Any:
 
 def show_task(name: str, found: "list[Balance]") -> None:
     from qipan.cli.tables import table
-    from qipan.quantities import format_duration, format_money
+    from qipan.quantities import format_devices, format_duration, format_money
 
     rows = [
         [
@@ -153,7 +153,7 @@ def show_task(name: str, found: "list[Balance]") -> None:
             format_duration(one.outcome.finish_s) if math.isfinite(one.outcome.finish_s) else "cannot run",
             format_money(one.outcome.cost_micro_cny) if one.outcome.cost_micro_cny else "-",
             one.limit, one.remedy, one.then,
-            f"{one.cheapest.devices} devices, {format_duration(one.cheapest.finish_s)}, {format_money(one.cheapest.cost_micro_cny)}"
+            f"{format_devices(one.cheapest.devices)}, {format_duration(one.cheapest.finish_s)}, {format_money(one.cheapest.cost_micro_cny)}"
             if one.cheapest else "none in time",
         ]
         for one in found

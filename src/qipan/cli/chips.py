@@ -171,6 +171,7 @@ def record(
     from qipan.probe.parsers import recognise
     from qipan.probe.record import redacted
     from qipan.probe.tools import run_tools
+    from qipan.quantities import format_devices
 
     vendors = {**shipped_vendors(), **site_catalogue().detect}
     if vendor and vendor not in vendors:
@@ -199,7 +200,7 @@ def record(
         print("no vendor tool is on PATH here; `qipan chips probe` says what was looked for")
     for sample in samples:
         print(
-            f"# {sample['vendor']}: {sample['command']} ({sample['devices']} devices read, {sample['recorded']})"
+            f"# {sample['vendor']}: {sample['command']} ({format_devices(sample['devices'])} read, {sample['recorded']})"
         )
         if not sample["parses_alike"]:
             print("# the masked text reads differently from the original: say so in the report")

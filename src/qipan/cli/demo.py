@@ -23,7 +23,7 @@ from qipan.errors import QipanError
 from qipan.events import TaskExited, TaskProgress
 from qipan.planner import Plan
 from qipan.planning import plan_on
-from qipan.quantities import format_duration
+from qipan.quantities import format_devices, format_duration
 from qipan.views import boards
 from qipan.workload import Task
 from qipan.workload.parse import load_task
@@ -153,7 +153,7 @@ class Demo:
                 view = host.queries.task(task_id)
                 self.say(
                     "progress",
-                    f"{task_id}: step {detail['step']}/{detail['steps']}, loss {detail['loss']:.3f}, on {view.devices} devices at {view.place}",
+                    f"{task_id}: step {detail['step']}/{detail['steps']}, loss {detail['loss']:.3f}, on {format_devices(view.devices)} at {view.place}",
                     task_id=task_id, detail=detail,
                 )  # fmt: skip
             elif event in SENTENCES:
@@ -235,8 +235,8 @@ class Demo:
 
 #: what the trainer says of a change and of the end (`trainer/loop.py`), for people
 SENTENCES = {
-    "reshaped": "now on {devices} devices without a restart: strategy {strategy_to} after {strategy_from}, from step {step} on; it stood still for {seconds:.1f} s",
-    "resumed": "now on {devices} devices, from the checkpoint of step {step}: strategy {strategy}, saved under {from_strategy}; read in {seconds:.1f} s",
+    "reshaped": "now on {devices} without a restart: strategy {strategy_to} after {strategy_from}, from step {step} on; it stood still for {seconds:.1f} s",
+    "resumed": "now on {devices}, from the checkpoint of step {step}: strategy {strategy}, saved under {from_strategy}; read in {seconds:.1f} s",
     "parked": "stopped at step {step}, with a checkpoint of it",
     "done": "done after {step} steps: loss {test_loss:.3f} nat per character on unseen text, by the checkpoint of step {best_step}; guessing by frequency alone: {unigram_loss:.3f}",
 }
@@ -244,7 +244,7 @@ SENTENCES = {
 
 def sentence(fact: TaskProgress) -> str:
     said = fact.said()
-    return SENTENCES[said["event"]].format(devices=fact.usage.devices, **said)
+    return SENTENCES[said["event"]].format(devices=format_devices(fact.usage.devices), **said)
 
 
 def _restarts_s(exits: list[TaskExited], progress: list[tuple[float, TaskProgress]]) -> list[float]:

@@ -101,7 +101,7 @@ def _show_auctions(found: Any) -> None:
 
 def _show_book(found: Any) -> None:
     from qipan.cli.tables import table
-    from qipan.quantities import format_money
+    from qipan.quantities import format_devices, format_money
 
     cleared = found["clearing"]
     filled = {fill["order_id"]: fill["devices"] for fill in cleared["fills"]}
@@ -109,7 +109,7 @@ def _show_book(found: Any) -> None:
         [bid["order_id"], bid["side"], str(bid["devices"]), format_money(bid["limit_micro_cny"]), str(filled.get(bid["order_id"], 0))]
         for bid in found["orders"]
     ]  # fmt: skip
-    table(f"{_shown(found['product'])}: {cleared['devices']} devices ({cleared['method']})", ["order", "side", "devices", "limit", "filled"], rows)  # fmt: skip
+    table(f"{_shown(found['product'])}: {format_devices(cleared['devices'])} ({cleared['method']})", ["order", "side", "devices", "limit", "filled"], rows)  # fmt: skip
     print(f"  buyers pay {format_money(cleared['buy_price_micro_cny'])}, sellers get {format_money(cleared['sell_price_micro_cny'])}")  # fmt: skip
     print(f"  seed {found['seed']}, committed to as {found['commitment']}")
 
@@ -132,13 +132,14 @@ def verify(book: Path, json_: Json = False) -> None:
     """Recompute a published clearing from its book and seed."""
     from qipan.cli.app import out
     from qipan.market.book_file import read_book, verify_book
+    from qipan.quantities import format_devices
 
     clearing = verify_book(read_book(_bytes(book), str(book)), str(book))
     if json_:
         out({"agrees": True, "devices": clearing.devices, "price_micro_cny": clearing.buy_price_micro_cny})
     else:
         print(
-            f"agrees: {clearing.devices} devices at {clearing.buy_price_micro_cny} micro-CNY a device-hour ({clearing.method})"
+            f"agrees: {format_devices(clearing.devices)} at {clearing.buy_price_micro_cny} micro-CNY a device-hour ({clearing.method})"
         )
 
 

@@ -8,10 +8,10 @@ NUMBER = r"([\d.]+)"
 SAYINGS = tuple(
     (re.compile(pattern), chinese)
     for pattern, chinese in (
-        (rf"(\S+) at (\S+): (\d+) devices, {NUMBER} s of work left at that point", r"\1，点位 \2：\3 个设备，在此还需 \4 秒"),
-        (rf"(\S+) at (\S+): (\d+) devices, {NUMBER} s of work left at that point, placed anew from {NUMBER} s of saved work", r"\1，点位 \2：\3 个设备，在此还需 \4 秒，从已存档的 \5 秒工作接着做"),
+        (rf"(\S+) at (\S+): (\d+) devices?, {NUMBER} s of work left at that point", r"\1，点位 \2：\3 个设备，在此还需 \4 秒"),
+        (rf"(\S+) at (\S+): (\d+) devices?, {NUMBER} s of work left at that point, placed anew from {NUMBER} s of saved work", r"\1，点位 \2：\3 个设备，在此还需 \4 秒，从已存档的 \5 秒工作接着做"),
         (rf"placed anew from {NUMBER} s of saved work", r"从已存档的 \1 秒工作接着做"),
-        (r"from (\S+) \((\d+) devices\) to (\S+) \((\d+)\)", r"从 \1（\2 个设备）到 \3（\4 个）"),
+        (r"from (\S+) \((\d+) devices?\) to (\S+) \((\d+)\)", r"从 \1（\2 个设备）到 \3（\4 个）"),
         (rf"{NUMBER} s left before, {NUMBER} s after, the change costs {NUMBER} s", r"原来还需 \1 秒，之后还需 \2 秒，变动花 \3 秒"),
         (rf"{NUMBER} s left before, {NUMBER} s after, the change costs {NUMBER} s in place", r"原来还需 \1 秒，之后还需 \2 秒，不重启，变动花 \3 秒"),
         (rf"{NUMBER} s left before, {NUMBER} s after", r"原来还需 \1 秒，之后还需 \2 秒"),
@@ -36,9 +36,9 @@ SAYINGS = tuple(
         (r"(\S+) no longer holds it", r"\1 不再持有它"),
         (r"(\S+) had finished it before it fell silent", r"\1 失联之前已经做完"),
         (r"(.*); this board did not know it", r"\1；本棋盘此前不知道它"),
-        (r"(\S+) has (\d+) devices of (\S+) to give at once, it needs (\d+)", r"\1 现在能一次给出 \2 个 \3，需要 \4 个"),
-        (r"(\S+) has no (\d+) devices of (\S+) to give now", r"\1 现在给不出 \2 个 \3"),
-        (rf"(\S+) asks {NUMBER} CNY/h for (\d+) devices of (\S+), (\S+) is worth {NUMBER}", r"\1 为 \3 个 \4 要价每小时 \2 元，点位 \5 只值 \6 元"),
+        (r"(\S+) has (\d+) devices? of (\S+) to give at once, it needs (\d+)", r"\1 现在能一次给出 \2 个 \3，需要 \4 个"),
+        (r"(\S+) has no (\d+) devices? of (\S+) to give now", r"\1 现在给不出 \2 个 \3"),
+        (rf"(\S+) asks {NUMBER} CNY/h for (\d+) devices? of (\S+), (\S+) is worth {NUMBER}", r"\1 为 \3 个 \4 要价每小时 \2 元，点位 \5 只值 \6 元"),
         (r"limits.vendors keeps it off (\S+)", r"limits.vendors 不许用 \1"),
         (r"limits.regions keeps it out of (\S+)", r"limits.regions 不许在 \1"),
         (r"and so at (\d+) more places", r"另有 \1 处也一样"),

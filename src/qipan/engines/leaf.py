@@ -45,6 +45,7 @@ from qipan.events import (
 )
 from qipan.hardware import BoardSpec
 from qipan.leases import UNUSED, EngineId, TaskId, room_of
+from qipan.quantities import format_devices
 from qipan.transfer import Stager
 
 
@@ -97,7 +98,7 @@ class LeafEngine:
         need = command.needs[0]
         free = self.seats.free(need.chip_class)
         if command.task_id in self.journal.held or len(free) < need.devices or len(command.needs) != 1:
-            why = f"needs {need.devices} devices of {need.chip_class}, {len(free)} are free at {self._board.board}"
+            why = f"needs {format_devices(need.devices)} of {need.chip_class}, {len(free)} are free at {self._board.board}"
             drained = sorted({out.why for out in self.seats.out() if out.chip_class == need.chip_class})
             why += f" ({'; '.join(drained)})" if drained else ""
             self._refuse(command, why)
@@ -144,7 +145,8 @@ class LeafEngine:
             return
         if more > len(free):
             self._refuse(
-                command, f"cannot grow to {need.devices} devices of {need.chip_class}: {len(free)} are free"
+                command,
+                f"cannot grow to {format_devices(need.devices)} of {need.chip_class}: {len(free)} are free",
             )
             return
         devices = (*held.devices, *self.seats.near(need.chip_class, max(0, more), free, held.devices))

@@ -10,6 +10,7 @@ from qipan.errors import InvalidInput
 from qipan.ledger.requests import Refused
 from qipan.ledger.transfer import check_text, shown
 from qipan.market.clearing import DEVICES_MAX, LIMIT_MAX, NOTHING, Bid, Clearing, Fill, clear, tie_hash
+from qipan.quantities import format_devices
 
 HOUR_S = 3600
 DAY_S = 24 * HOUR_S
@@ -103,7 +104,7 @@ def enter(auction: Auction, order: Order, now_s: float) -> Auction | Refused:
     if bid.side not in ("buy", "sell"):
         return Refused(bid.order_id, "A-2", f"side is {shown(bid.side)}; give buy or sell")
     if not (1 <= bid.devices <= DEVICES_MAX and 0 <= bid.limit_micro_cny < LIMIT_MAX):
-        return Refused(bid.order_id, "A-2", f"{bid.devices} devices at {bid.limit_micro_cny}; give 1 to {DEVICES_MAX}, 0 to {LIMIT_MAX - 1}")  # fmt: skip
+        return Refused(bid.order_id, "A-2", f"{format_devices(bid.devices)} at {bid.limit_micro_cny}; give 1 to {DEVICES_MAX}, 0 to {LIMIT_MAX - 1}")  # fmt: skip
     if any(other.bid.order_id == bid.order_id for other in auction.orders):
         return Refused(bid.order_id, "A-3", f"order {shown(bid.order_id)} is in the book; use a new id")
     if any(other.escrow == order.escrow for other in auction.orders):

@@ -6,6 +6,7 @@ import msgspec
 from qipan.errors import InvalidInput
 from qipan.market.auction import clear_or_tariff, commit
 from qipan.market.clearing import Bid, Clearing
+from qipan.quantities import format_devices
 
 
 class Book(msgspec.Struct, forbid_unknown_fields=True):
@@ -39,7 +40,7 @@ def verify_book(book: Book, file: str) -> Clearing:
         raise InvalidInput("its seed is not the one that was committed to before the gate closed", file)
     if again != book.clearing:
         raise InvalidInput(
-            f"its clearing is not what the rules give: published {book.clearing.devices} devices at"
+            f"its clearing is not what the rules give: published {format_devices(book.clearing.devices)} at"
             f" {book.clearing.buy_price_micro_cny}, the rules give {again.devices} at {again.buy_price_micro_cny}",
             file,
         )

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from qipan.errors import InvalidInput
 from qipan.ledger.receipt import PPM, rounded_micro
 from qipan.ledger.transfer import Entry, Transfer, shown
+from qipan.quantities import format_devices
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +45,7 @@ def cut_hours(strip: Strip, hour: int) -> tuple[Strip, Strip]:
 def cut_devices(strip: Strip, devices: int) -> tuple[Strip, Strip]:
     """`devices` of it, and the others.  Raises InvalidInput."""
     if not 0 < devices < strip.devices:
-        raise InvalidInput(f"strip {shown(strip.strip_id)} has {strip.devices} devices; cut off 1 to {strip.devices - 1}")  # fmt: skip
+        raise InvalidInput(f"strip {shown(strip.strip_id)} has {format_devices(strip.devices)}; cut off 1 to {strip.devices - 1}")  # fmt: skip
     return (
         replace(strip, strip_id=f"{strip.strip_id}.a", devices=devices),
         replace(strip, strip_id=f"{strip.strip_id}.b", devices=strip.devices - devices),

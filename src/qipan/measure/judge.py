@@ -4,6 +4,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from qipan.quantities import format_devices
+
 #: a device at half the declared rate, or two on one, lie at 0.5; an honest one at 1: the border lies between, in logarithms,
 #: nearer the honest side since what lies near it is asked again
 LEAST = 0.75
@@ -44,14 +46,14 @@ def judge(
     means = [_mean_by_time(rates) for rates in together if rates]
     if not means or len(means) < claim.devices:
         return Verdict(
-            False, (f"{claim.devices} devices declared, {len(means)} answered", *wrong), 0.0, 0.0, 0.0
+            False, (f"{format_devices(claim.devices)} declared, {len(means)} answered", *wrong), 0.0, 0.0, 0.0
         )
     rate = _mean_by_time(means)
     solo = _mean_by_time(alone) if alone else rate
     reasons = [*wrong]
     if rate / solo < TOGETHER_LEAST:
         reasons.append(
-            f"{claim.devices} devices declared, together they do what {claim.devices * rate / solo:.1f} do alone"
+            f"{format_devices(claim.devices)} declared, together they do what {claim.devices * rate / solo:.1f} do alone"
         )
     slow = [
         index for index, mean in enumerate(means) if claim.flops_per_s and mean < LEAST * claim.flops_per_s

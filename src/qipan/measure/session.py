@@ -22,6 +22,7 @@ from qipan.errors import QipanError
 from qipan.measure.challenge import Challenge, check, weights
 from qipan.measure.judge import Claim, Verdict, judge
 from qipan.measure.record import VALID_S, Measurement
+from qipan.quantities import format_devices
 
 ANSWER_S = 120.0
 
@@ -230,7 +231,7 @@ def _gemm(
 def _collective(
     devices: Sequence[Device], size_bytes: int, say: Callable[[str], None]
 ) -> tuple[float, float]:
-    say(f"all-reduce among {len(devices)} devices")
+    say(f"all-reduce among {format_devices(len(devices))}")
     with tempfile.TemporaryDirectory(prefix="qipan-measure-") as folder:
         for rank, device in enumerate(devices):
             device.send(

@@ -12,7 +12,7 @@ from qipan.planner.constants import UNKNOWN_LINK, UNKNOWN_NIC
 from qipan.planner.costs import Costs, costs
 from qipan.planner.space import Space, space
 from qipan.planner.useful import checkpoint_every_s, useful_share
-from qipan.quantities import format_bytes
+from qipan.quantities import format_bytes, format_devices
 from qipan.workload.model import Model, parameter_count
 
 #: bytes of a weight in a checkpoint: 16 bits, fp32 master, two moments
@@ -119,7 +119,7 @@ def run(job: Job, room: Room) -> Outcome:
     if found is None:
         return _impossible(
             "devices",
-            f"no layout divides {job.rows} rows and {job.model.layers} layers over {room.devices} devices",
+            f"no layout divides {job.rows} rows and {job.model.layers} layers over {format_devices(room.devices)}",
         )
     step = float(found.step_s[at])
     read_s = _seconds(job.rows * job.seq * job.bytes_per_token, room.storage.read_bytes_per_s)

@@ -21,7 +21,7 @@ from qipan.planner.risk import finish
 from qipan.planner.steps import Layout, best_layout, memory_bytes, parts_s, strategy_of
 from qipan.planner.useful import checkpoint_every_s as young_s
 from qipan.planner.useful import useful_share
-from qipan.quantities import format_duration, format_money
+from qipan.quantities import format_devices, format_duration, format_money
 from qipan.strategy import Strategy
 from qipan.workload import Task
 from qipan.workload.model import Model, parameter_count
@@ -69,7 +69,7 @@ def plan_task(
     ):
         why = _not_allowed(task, pool, regions[pool.site], scene.chips.get(pool.chip_class))
         if why:
-            refused.append(Refused(pool.site, pool.chip_class, f"{pool.devices} devices", why))
+            refused.append(Refused(pool.site, pool.chip_class, format_devices(pool.devices), why))
             continue
         found, no = _points(scene, pool)
         raw += found
@@ -233,7 +233,7 @@ def _catalogue_points(
         found.append((pool, best.devices, label, point, best.step_s, best))
     if not found:
         why = why_none(model, chip, rows, seq, pool, least, most)
-        return [], [Refused(pool.site, pool.chip_class, f"{pool.devices} devices", why)]
+        return [], [Refused(pool.site, pool.chip_class, format_devices(pool.devices), why)]
     return found, []
 
 
@@ -258,7 +258,7 @@ def _script_points(scene: Scene, pool: Pool) -> tuple[list[Raw], list[Refused]]:
     if feeds and not task.devices.max:
         most = max(least, min(pool.devices, WORKERS_MOST))
     if pool.devices < least:
-        why = f"needs {least} devices, the pool has {pool.devices}; lower `devices`"
+        why = f"needs {format_devices(least)}, the pool has {pool.devices}; lower `devices`"
         return [], [Refused(pool.site, pool.chip_class, "own script", why)]
     limit_s, start_s, band = task.limits.time_limit_s or 3600.0, 1.0, 2.0
     if task.forecast is not None:  # a replica's cost and duration are those of its `time`, else of a period
@@ -272,7 +272,7 @@ def _script_points(scene: Scene, pool: Pool) -> tuple[list[Raw], list[Refused]]:
         wanted = least // per_node
         if per_node > pool.devices_per_node or wanted > nodes:
             why = (
-                f"needs {wanted} nodes with {per_node} devices each, the pool has {nodes} with {pool.devices_per_node};"
+                f"needs {wanted} nodes with {format_devices(per_node)} each, the pool has {nodes} with {pool.devices_per_node};"
                 " change `devices: per_node`"
             )
             return [], [Refused(pool.site, pool.chip_class, "own script", why)]
@@ -302,7 +302,7 @@ def _trainer_points(scene: Scene, pool: Pool) -> tuple[list[Raw], list[Refused]]
     assert model is not None, "the task file was checked: the built-in trainer has a model"
     if pool.probe is None:
         why = "its speed was not measured here; run `qipan up` or `qipan plan` once without --no-probe"
-        return [], [Refused(pool.site, pool.chip_class, f"{pool.devices} devices", why)]
+        return [], [Refused(pool.site, pool.chip_class, format_devices(pool.devices), why)]
     probe, seq = pool.probe, task.work.seq
     rows = task.work.global_batch_tokens // seq
     steps = task.work.tokens // task.work.global_batch_tokens
@@ -333,7 +333,7 @@ def _trainer_points(scene: Scene, pool: Pool) -> tuple[list[Raw], list[Refused]]
         found.append((pool, devices, strategy.label(), point, seconds, None))
     if not found:
         why = f"no layout of {rows} rows and {model.heads} heads fits {least} to {pool.devices} devices"
-        return [], [Refused(pool.site, pool.chip_class, f"{pool.devices} devices", why)]
+        return [], [Refused(pool.site, pool.chip_class, format_devices(pool.devices), why)]
     return found, []
 
 

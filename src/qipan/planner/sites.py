@@ -11,7 +11,7 @@ from qipan.errors import Infeasible
 from qipan.hardware import BoardSpec, Pool
 from qipan.network import Link
 from qipan.planner.option import Meetings
-from qipan.quantities import format_bytes, format_duration
+from qipan.quantities import format_bytes, format_devices, format_duration
 from qipan.strategy import Outer, SiteStrategy, Stage, Strategy, round_steps, share_rows
 from qipan.workload import Limits, Shape, Task
 from qipan.workload.task import Part
@@ -114,7 +114,7 @@ def plan_sites(
     ranks = sum(len(one) for one in speeds.values())
     if rows < ranks:
         raise Infeasible(
-            f"a global batch of {rows} rows leaves none for some of {ranks} devices; raise work.global_batch"
+            f"a global batch of {rows} rows leaves none for some of {format_devices(ranks)}; raise work.global_batch"
         )
     # Each site needs a row for each rank; what is left goes by speed.
     shares = share_rows([sum(one) for one in speeds.values()], rows, max(len(one) for one in speeds.values()))
@@ -179,7 +179,7 @@ def _pool(root: BoardSpec, at: str, chip: str, count: int) -> Pool:
             f"{at} has no {chip}; it has {', '.join(pool.chip_class for pool in boards[0].pools)}"
         )
     if pools[0].devices < count:
-        raise Infeasible(f"{at} has {pools[0].devices} devices of {chip}, sites.parts wants {count}")
+        raise Infeasible(f"{at} has {format_devices(pools[0].devices)} of {chip}, sites.parts wants {count}")
     if pools[0].probe is None:
         raise Infeasible(f"the speed of {chip} at {at} was not measured; run `qipan up` without --no-probe")
     return pools[0]

@@ -15,6 +15,7 @@ from qipan.probe.device import Device
 from qipan.probe.documents import of_manufacturer
 from qipan.probe.parsers import joined, recognise
 from qipan.probe.tools import TOOL_S, Command, Ran, run_tools
+from qipan.quantities import format_devices
 
 CLASSES = ("0x03", "0x0b", "0x12")  # PCI base classes: display, processor, accelerator
 LIBRARIES = ("pynvml", "gpustack_runtime")
@@ -133,7 +134,7 @@ def _is_anothers(
 
 
 def _told(command: Command, ran: Ran, devices: int) -> Evidence:
-    came = ran.failure or f"{len(ran.text)} characters, {devices} devices"
+    came = ran.failure or f"{len(ran.text)} characters, {format_devices(devices)}"
     return Evidence("tool", f"`{' '.join(command)}`: {came}", ran.at_s, round(ran.took_s, 3))
 
 

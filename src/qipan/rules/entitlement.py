@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from qipan.leases import Order
+from qipan.quantities import format_devices
 from qipan.quota import QuotaRule
 
 #: seconds -> (tenant, chip class) -> devices of tasks that are parked for an owner within so long
@@ -144,7 +145,7 @@ def refusal(
         if parked_enough is not None and may_borrow(order, own):
             rate = parked_enough.per_task
             how = f"it was parked {rate}, as often as {parked_enough.name()} allows, and borrows nothing meanwhile"
-            return Refusal("preemptions", f"{most[1].name()} keeps {most[0]} devices: {how}", short)
+            return Refusal("preemptions", f"{most[1].name()} keeps {format_devices(most[0])}: {how}", short)
         if not parks:
             how = "it may not be parked, so it cannot borrow them"
         elif holdings.wanted.get(most[1], 0):
@@ -156,5 +157,5 @@ def refusal(
         else:
             how = "they are not lent"
         kind = "loan" if loan is not None else "floor"
-        return Refusal(kind, f"{most[1].name()} keeps {most[0]} devices: {how}", short)
+        return Refusal(kind, f"{most[1].name()} keeps {format_devices(most[0])}: {how}", short)
     return None

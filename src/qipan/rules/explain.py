@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from qipan.quantities import format_duration
+from qipan.quantities import format_devices, format_duration
 from qipan.quota import Loan, QuotaRule
 from qipan.rules.entitlement import Holdings, entitled
 
@@ -36,11 +36,7 @@ def _sentence(rule: QuotaRule, stock: Mapping[str, int], own: int) -> str:
         return "; ".join(told)
     chips = ", ".join(sorted(chip for chip in stock if rule.covers(chip)))
     total = sum(count for chip, count in stock.items() if rule.covers(chip))
-    parts = [
-        f"{own} of {total} devices ({chips}) are its own"
-        if own
-        else f"owns none of {total} devices ({chips})"
-    ]
+    parts = [f"owns {own or 'none'} of {format_devices(total)} ({chips})"]
     lent = max(0, own - rule.floor)
     if lent:
         parts.append(f"{lent} of them are lent whenever it leaves them idle, to tasks that may be parked")

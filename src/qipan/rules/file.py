@@ -11,7 +11,7 @@ from collections.abc import Mapping
 
 from qipan.errors import InvalidInput
 from qipan.hardware import BoardId
-from qipan.quantities import parse_duration_s, parse_utc_offset_s
+from qipan.quantities import format_devices, parse_duration_s, parse_utc_offset_s
 from qipan.quota import REMEMBERED, REMEMBERED_S, Idle, Loan, QuotaRule, Rate
 from qipan.workload.reader import Value, did_you_mean, read_yaml
 
@@ -62,7 +62,7 @@ def check_rules(
             if promised > count:
                 who = ", ".join(sorted(rule.tenant for rule in alone))
                 raise InvalidInput(
-                    f"floors and shares of {who} at {board} promise {promised} devices of {chip}, there are {count};"
+                    f"floors and shares of {who} at {board} promise {format_devices(promised)} of {chip}, there are {count};"
                     " lower some of them", file,
                 )  # fmt: skip
         promised = sum(
@@ -71,7 +71,7 @@ def check_rules(
         )
         if promised > sum(stock.values()):
             raise InvalidInput(
-                f"floors and shares at {board} promise {promised} devices, there are {sum(stock.values())}; lower some",
+                f"floors and shares at {board} promise {format_devices(promised)}, there are {sum(stock.values())}; lower some",
                 file,
             )
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from qipan.curves import Point
 from qipan.leases import TaskId
+from qipan.quantities import format_devices
 from qipan.scheduler.bids import time_left_s
 from qipan.scheduler.policies import PEERS, RIGID
 from qipan.scheduler.seats import Seat
@@ -109,7 +110,7 @@ def tell_reserved(state: State, draft: Draft, kept: Reservation | None) -> None:
         return
     state.first, state.first_at, wait_s = kept.task.task_id, kept.key, kept.at_s - draft.moment.now_s
     engine = kept.key.split("|")[-1] if kept.key.count("|") > 1 else kept.key.split("|")[0]
-    text = f"{kept.devices} devices at {engine} are kept for it: by what is left of those that run it can begin in {wait_s:.0f} s"
+    text = f"{engine} keeps {format_devices(kept.devices)} for it: by what is left of those that run it can begin in {wait_s:.0f} s"
     draft.because(kept.task.task_id, "reserved", text, engine=engine)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from qipan.leases import EngineId, Holders, TaskId
-from qipan.quantities import format_money
+from qipan.quantities import format_devices, format_money
 from qipan.rules import may_borrow
 from qipan.scheduler.asks import STRADDLED, engine_key
 from qipan.scheduler.bids import worth_of
@@ -48,12 +48,12 @@ def waits_for_block(state: State, draft: Draft, task: TaskState, seat: Seat) -> 
         return False
     told = f"it gains {format_money(round(gain))}, the move costs {format_money(round(cost))}"
     for one in movers:
-        why = f"{named_to(one, task)} needs {count} devices in one block of {short[0]}"
+        why = f"{named_to(one, task)} needs {format_devices(count)} in one block of {short[0]}"
         text = f"parked with its checkpoint and placed anew beside: {why}; {told}"
         draft.because(one.task_id, "moved aside", text, point=one.point_id)
         order_stop(state, note(state, one, draft), draft, park=True, why=why, after=AfterStop.QUEUE)
     names = " and ".join(named_to(task, one) for one in movers)
-    why = f"waits until {names} left a block of {short[0]} devices at {seat.engine}"
+    why = f"waits until {names} left a block of {format_devices(short[0])} at {seat.engine}"
     draft.because(task.task_id, "waits", f"{why}, for over two blocks it is slower: {told}")
     until_s = now_s + state.settings.lease_s + max(map(_stop_s, movers))
     state.tasks[task.task_id] = replace(task, why_waiting=why, promised_until_s=until_s, promised=seat.key)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from qipan.events import DevicesBusy, TaskWoken
 from qipan.leases import EngineId, TaskId
-from qipan.quantities import format_duration
+from qipan.quantities import format_devices, format_duration
 from qipan.quota import Idle, QuotaRule
 from qipan.rules import Holdings, may_borrow
 from qipan.scheduler.asks import offered
@@ -83,17 +83,17 @@ def lend_idle(state: State, draft: Draft) -> None:
         found = idle_rule(state, task)
         assert found is not None, "else it is never due"
         rule, idle = found
-        held = f"{task.devices} devices"
+        held = format_devices(task.devices)
         notice = format_duration(idle.notice_s)
         if task.noticed_s is None:
             draft.because(
                 task_id, "notice",
-                f"its {held} were busy for less than {idle.below:.0%} of {format_duration(idle.for_s)}; in {notice} it is parked and"
-                f" they are lent ({rule.name()}), unless they work or it is woken (`qipan wake {task_id}`)",
+                f"it kept its {held} busy for less than {idle.below:.0%} of {format_duration(idle.for_s)}; in {notice} it is parked and"
+                f" its lease is lent ({rule.name()}), unless it works or is woken (`qipan wake {task_id}`)",
             )  # fmt: skip
             state.tasks[task_id] = replace(task, noticed_s=now_s)
         else:
-            why = f"its {held} stood idle and are lent; `qipan wake {task_id}` has them back within {notice}"
+            why = f"its lease of {held} stood idle and is lent; `qipan wake {task_id}` has them back within {notice}"
             draft.because(task_id, "lent", f"parked with its checkpoint: {why}")
             asleep = replace(task, lent=task.needs, idle_since_s=None, noticed_s=None)
             order_stop(state, asleep, draft, park=True, why=why, after=AfterStop.KEEP)
@@ -170,10 +170,10 @@ def why_kept(state: State, task: TaskState, chip: str, lent: TaskId) -> str:
     other = state.tasks[lent]
     devices, name = sum(need.devices for need in other.lent if need.chip_class == chip), named_to(task, other)
     if other.phase is Phase.QUEUED:
-        return f"{name} takes up its lease of {devices} devices again"
-    idle = "stand idle and" if other.order.hours is None else "are not asked for by its forecast now,"
+        return f"{name} takes up its lease of {format_devices(devices)} again"
+    idle = "idle" if other.order.hours is None else "not asked for by its forecast now"
     notice = format_duration(notice_s_of(state, other) or 0.0)
-    return f"{devices} devices of {name} {idle} are lent to tasks that park within {notice}"
+    return f"{format_devices(devices)} of {name}: {idle}, lent to tasks that park within {notice}"
 
 
 __all__ = [

@@ -8,6 +8,7 @@ from heapq import heapify, heappop, heapreplace
 
 from qipan.events import Resize
 from qipan.leases import EngineId, TaskId
+from qipan.quantities import format_devices
 from qipan.scheduler.adjust import adjust
 from qipan.scheduler.allocate import Bidder, Candidate, allocate, at_rest, preference
 from qipan.scheduler.asks import SECONDS_PER_HOUR, engine_key, free_devices
@@ -431,7 +432,7 @@ def _keep_or_change(state: State, task: TaskState, seat: Seat | None, draft: Dra
         draft.because(
             task.task_id,
             verdict,
-            f"from {now.point_id} ({now.devices} devices) to {seat.point.point_id} ({seat.point.devices});"
+            f"from {now.point_id} ({format_devices(now.devices)}) to {seat.point.point_id} ({seat.point.devices});"
             f" {time_left_s(task.order, now, task.done_s):.0f} s left before, "
             f"{time_left_s(task.order, seat.point, task.done_s):.0f} s after, the change costs {cost}",
             bid_micro_cny_per_device_hour=task.order.bid_micro_cny_per_device_hour,

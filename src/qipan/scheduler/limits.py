@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 from qipan.leases import EngineId, Offer
+from qipan.quantities import format_devices
 from qipan.scheduler.ask_table import in_regions
 from qipan.scheduler.asks import SECONDS_PER_HOUR, child_key, engine_key, free_devices, price_of
 from qipan.scheduler.backfill import first_of, goes_first
@@ -110,7 +111,7 @@ def _met(
                 )
                 if price and worth <= power:
                     limits.add(
-                        f"electricity for {point.devices} devices at {where} costs {power / 1e6:.4f} CNY/h beyond the tariff now,"
+                        f"electricity for {format_devices(point.devices)} at {where} costs {power / 1e6:.4f} CNY/h beyond the tariff now,"
                         f" {point.point_id} is worth {worth / 1e6:.4f}"
                     )
                     continue
@@ -124,7 +125,7 @@ def _met(
                     continue
                 if not known.chooses or point.devices > have:
                     limits.add(
-                        f"{where} has {have} devices of {offer.chip_class} to give at once, it needs {point.devices}"
+                        f"{where} has {format_devices(have)} of {offer.chip_class} to give at once, it needs {point.devices}"
                     )
                     if not known.chooses:
                         limits |= _spared(state, engine_key(engine, offer.chip_class), now_s)
@@ -133,9 +134,9 @@ def _met(
                 ask = price_of(offer, point.devices, sent)
                 first = f" after its {move}" if move.size_bytes else ""
                 limits.add(
-                    f"{where} has no {point.devices} devices of {offer.chip_class} to give now"
+                    f"{where} has no {format_devices(point.devices)} of {offer.chip_class} to give now"
                     if ask is None
-                    else f"{where} asks {ask / 1e6:.4f} CNY/h for {point.devices} devices of {offer.chip_class},"
+                    else f"{where} asks {ask / 1e6:.4f} CNY/h for {format_devices(point.devices)} of {offer.chip_class},"
                     f" {point.point_id} is worth {worth / 1e6:.4f}{first}"
                 )
     return limits
@@ -152,6 +153,6 @@ def _spared(state: State, key: str, now_s: float) -> set[str]:
             text = why_spared(rule)
             found[text] = found.get(text, 0) + task.devices
     return {
-        f"{devices} devices are held by tasks that were parked often enough: {text}"
+        f"tasks that were parked often enough hold {format_devices(devices)}: {text}"
         for text, devices in found.items()
     }

@@ -7,6 +7,7 @@ from types import MappingProxyType
 
 from qipan.curves import Point
 from qipan.leases import EngineId, TaskId
+from qipan.quantities import format_devices
 from qipan.quota import QuotaRule
 from qipan.rules import Holdings, Parks, Refusal, entitled, may_borrow, refusal
 from qipan.scheduler.ask_table import allows
@@ -309,7 +310,7 @@ def _park(
             continue
         held = task.devices
         notice = f" within {owner.notice_s:g} s" if owner.notice_s is not None else ""
-        text = f"parked with its checkpoint{notice}: {owner.tenant} {owner.why}; {held} devices were borrowed"
+        text = f"parked with its checkpoint{notice}: {owner.tenant} {owner.why}; it had borrowed {format_devices(held)}"
         draft.because(task_id, "reclaimed", text, owner=owner.tenant)
         task = note(state, task, draft)
         after = AfterStop.RETURN if task.parent is not None else AfterStop.QUEUE

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from qipan.curves import Point
 from qipan.events import Reserve
 from qipan.leases import EngineId, LeaseId, Offer
+from qipan.quantities import format_devices
 from qipan.scheduler.ask_table import allows
 from qipan.scheduler.asks import engine_key
 from qipan.scheduler.bids import time_left_s
@@ -172,7 +173,7 @@ def reserve(state: State, task: TaskState, engine: EngineId, point: Point, draft
     draft.because(
         task.task_id,
         "placed",
-        f"{engine} at {point.point_id}: {point.devices} devices, {left}{apart}",
+        f"{engine} at {point.point_id}: {format_devices(point.devices)}, {left}{apart}",
         engine=engine,
         point=point.point_id,
         bid_micro_cny_per_device_hour=task.order.bid_micro_cny_per_device_hour,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from qipan.curves import Need
 from qipan.leases import EngineId, Out, TaskId
-from qipan.quantities import format_bytes, format_money
+from qipan.quantities import format_bytes, format_devices, format_money
 from qipan.quota import REMEMBERED, QuotaRule, Rate
 from qipan.scheduler.asks import engine_key
 from qipan.scheduler.backfill import first_of, goes_first
@@ -92,7 +92,9 @@ def _of_the_board(state: State, task: TaskState, moment: Moment) -> Iterator[Cha
             yield Change("engine", f"{engine} does not answer; with it, it would start", _answers(engine))
         for out in state.engines[engine].out:
             yield Change(
-                "drain", f"with {out.devices} devices of {out.chip_class} back: {out.why}", _back(engine, out)
+                "drain",
+                f"with {format_devices(out.devices)} of {out.chip_class} back: {out.why}",
+                _back(engine, out),
             )
 
 
@@ -298,7 +300,7 @@ def _smaller(state: State, task: TaskState) -> Iterator[Change]:
             curve = replace(task.order.curve, points=(*task.order.curve.points, smaller))
             change = Change(
                 "gang",
-                f"with {fewer} devices of {chip} instead of {devices}",
+                f"with {format_devices(fewer)} of {chip} instead of {devices}",
                 _setter_of_order(task, curve=curve),
             )
             yield change

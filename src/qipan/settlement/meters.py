@@ -8,6 +8,7 @@ from dataclasses import astuple, dataclass, field, replace
 
 from qipan.ledger.requests import Refused
 from qipan.ledger.transfer import check_text, shown
+from qipan.quantities import format_devices
 
 #: a node's clock may be this far ahead of the board's
 SKEW_S = 300.0
@@ -85,7 +86,7 @@ class Meters:
         if rise.device_us > possible_us:
             return Refused(
                 event.event_id, "M-4",
-                f"event {shown(event.event_id)}: {rise.device_us} device-us in {newer.at_s - since_s:g} s on {newer.devices} devices;"
+                f"event {shown(event.event_id)}: {rise.device_us} device-us in {newer.at_s - since_s:g} s on {format_devices(newer.devices)};"
                 f" at most {possible_us} can be",
             )  # fmt: skip
         self.seen[event.event_id] = event.counters
@@ -111,7 +112,7 @@ def _wrong(event: MeterEvent, now_s: float) -> tuple[str, str] | None:
     if event.at_s < event.started_s:
         return "M-3", f"the event is of {event.at_s}, before its counters began at {event.started_s}"
     if event.sequence < 1 or event.devices < 1 or min(astuple(event.counters)) < 0:
-        return "M-2", f"sequence {event.sequence}, {event.devices} devices, {event.counters}; give numbers of zero or more"  # fmt: skip
+        return "M-2", f"sequence {event.sequence}, {format_devices(event.devices)}, {event.counters}; give numbers of zero or more"  # fmt: skip
     if max(astuple(event.counters)) > 2**62:
         return "M-2", "a counter is beyond 2^62; start the node's meter again"
     return None

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from qipan.ledger.transfer import Entry, Transfer
+from qipan.quantities import format_devices
 from qipan.settlement.contracts import Terms, split
 from qipan.settlement.meters import Counters
 from qipan.settlement.service import Evidence, Service, credit_of, imbalance_of
@@ -201,7 +202,7 @@ def _of_sale(sale: Sale, period: Period) -> list[Row]:
         rows.append(
             row(
                 "slot",
-                f"{delivered} of {sold} devices sold for {sale.slot} delivered",
+                f"{delivered} of {format_devices(sold)} sold for {sale.slot} delivered",
                 [(escrow, -paid), (provider, paid - fee), ("platform/fee", fee)],
             )
         )
@@ -216,5 +217,5 @@ def _of_sale(sale: Sale, period: Period) -> list[Row]:
         entries += [
             (f"tenant/{tenant}", part) for (tenant, _), part in zip(sale.fills, to_buyers, strict=True)
         ]
-        rows.append(row("imbalance", f"{short} of {sold} devices sold for {sale.slot} not delivered", entries))  # fmt: skip
+        rows.append(row("imbalance", f"{short} of {format_devices(sold)} sold for {sale.slot} not delivered", entries))  # fmt: skip
     return rows

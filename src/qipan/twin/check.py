@@ -22,6 +22,7 @@ from qipan.engines.simulated_lease import SimulatedLease
 from qipan.hardware import BoardId, ChipClassId
 from qipan.leases import Order, Room, TaskId
 from qipan.ledger import check_balances
+from qipan.quantities import format_devices
 from qipan.scheduler import Phase, State
 from qipan.twin.world import World
 
@@ -162,7 +163,7 @@ def _check_engine(world: World, board: BoardId, engine: SimulatedEngine, seen: S
     for chip_class, used in seen.used.items():
         if used > devices[chip_class]:
             raise Violation(
-                f"{board}: {used - devices[chip_class]} devices of {chip_class} are held twice at {world.clock.now_s()} s"
+                f"{board}: {format_devices(used - devices[chip_class])} of {chip_class} held twice at {world.clock.now_s()} s"
             )
     for (tenant, word), tasks in seen.words.items():
         if tasks > 1:

@@ -8,6 +8,8 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from qipan.quantities import format_devices
+
 WIDTH, ROW, LEFT = 960, 26, 150
 #: a light-to-dark scale of one colour, for shares from 0 to 1
 SCALE = ("#f4f1e8", "#dfe5d3", "#bcd1b4", "#8fb694", "#5f9777", "#34765c", "#145341")
@@ -112,7 +114,7 @@ def tree(report: Mapping[str, Any]) -> str:
         y, x = line * ROW, row["depth"] * 28
         own = shares.get(row["board"])
         width = (WIDTH - 420) * row["devices"] / most
-        told = f"{row['devices']} devices"
+        told = format_devices(row["devices"])
         if own is not None:
             told += f", {own['leased_share']:.0%} leased, {own['tasks']} tasks, {own['chips']}"
             leased = width * min(1.0, own["leased_share"])

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
 from qipan.engines.simulated import SimulatedEngine
+from qipan.quantities import format_devices
 from qipan.quota import QuotaRule, Rate
 from qipan.twin.check import Violation
 from qipan.twin.world import World
@@ -50,12 +51,12 @@ class QuotaWatch:
                 others = sum(count for tenant, chip, count in runs if tenant != rule.tenant and chip in chips)
                 if rule.ceiling is not None and own > rule.ceiling:
                     raise Violation(
-                        f"{board}: {rule.tenant} runs on {own} devices, its ceiling is {rule.ceiling}"
+                        f"{board}: {rule.tenant} runs on {format_devices(own)}, its ceiling is {rule.ceiling}"
                     )
                 left = sum(total[chip] for chip in chips) - rule.floor
                 if rule.loan is None and others > left:
                     raise Violation(
-                        f"{board}: others run on {others} devices, {rule.tenant}'s floor of {rule.floor} leaves {left}"
+                        f"{board}: others run on {format_devices(others)}, {rule.tenant}'s floor of {rule.floor} leaves {left}"
                     )
 
     def _check_parks(self, board: str, engine: SimulatedEngine) -> None:

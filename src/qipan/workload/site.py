@@ -208,7 +208,7 @@ def _pool(value: Value, board: BoardId) -> Pool:
     per_node = fields["per_node"].whole(1, 10_000) if "per_node" in fields else devices
     per_block = fields["per_block"].whole(1, 10_000_000) if "per_block" in fields else 0
     if per_block % per_node:
-        raise fields["per_block"].error(f"{per_block} devices are not whole nodes of {per_node}")
+        raise fields["per_block"].error(f"{per_block} is no whole number of nodes of {per_node}")
     return Pool(
         PoolId(f"{board}/{chip}"),
         board,

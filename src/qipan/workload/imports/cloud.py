@@ -4,7 +4,7 @@ import re
 import shlex
 
 from qipan.errors import InvalidInput
-from qipan.quantities import parse_duration_s
+from qipan.quantities import format_devices, parse_duration_s
 from qipan.workload.imports.directive import Source, task_name
 from qipan.workload.task import Kind, Limits, Shape, Task
 
@@ -168,7 +168,7 @@ def _accelerators(source: Source) -> tuple[int, tuple[str, ...]]:
     if len(counts) > 1:
         source.mark("approximated", at, f"any of them, {max(counts)} a node")
     else:
-        source.mark("used", at, f"{max(counts)} devices a node, limits.chips")
+        source.mark("used", at, f"{format_devices(max(counts))} a node, limits.chips")
     return max(counts), tuple(chip for chip, _ in pairs)
 
 

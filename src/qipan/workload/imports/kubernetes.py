@@ -4,6 +4,7 @@ import re
 import shlex
 from collections.abc import Callable
 
+from qipan.quantities import format_devices
 from qipan.workload.imports.directive import Source, read_documents, task_name
 from qipan.workload.task import Limits, Shape, Task
 
@@ -243,7 +244,7 @@ def _devices(source: Source, box: str) -> tuple[int, str]:
                     source.mark(
                         "used",
                         f'{box}.resources.{each}."{resource}"',
-                        f"{count} devices a pod, vendors: {RESOURCES[resource]}",
+                        f"{format_devices(count)} a pod, vendors: {RESOURCES[resource]}",
                     )
                 return count, RESOURCES[resource]
     return 0, ""

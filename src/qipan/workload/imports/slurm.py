@@ -4,6 +4,7 @@ import re
 import shlex
 
 from qipan.errors import InvalidInput
+from qipan.quantities import format_devices
 from qipan.workload.imports.directive import Directive, Source, task_name
 from qipan.workload.task import Limits, Shape, Task
 
@@ -149,7 +150,7 @@ def _devices(source: Source) -> tuple[int, int, tuple[str, ...]]:
         count = int(match[2] or 1) * factor
         chips = (f"*/*{match[1].lower()}*",) if match[1] else ()
         if not 0 < count <= 1_000_000:
-            raise source.error(flag, f"{count} devices; give 1 or more")
+            raise source.error(flag, f"{format_devices(count)}; give 1 or more")
         source.mark("used", flag, f"devices: {count}" + (f", chips: {chips[0]}" if chips else ""))
         return nodes, count, chips
     return nodes, nodes, ()
