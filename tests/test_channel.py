@@ -42,6 +42,20 @@ def test_a_restarted_sender_is_heard_from_its_first_unacknowledged_message():
     assert there.receive() == [(2, b"b")]
 
 
+def test_numbers_that_are_left_out_cost_no_wait():
+    left, right = carrier_pair()
+    here, there = Link(left, 1), Link(right, 1)
+    for body, number in ((b"a", 1), (b"b", 1000), (b"c", 1001)):
+        here.push(body, number)
+    arrived = []
+    for _ in range(3):
+        here.flush(0.0)
+        arrived += there.receive()
+        there.flush(0.0)
+        here.receive()
+    assert arrived == [(1, b"a"), (1000, b"b"), (1001, b"c")]
+
+
 def test_a_damaged_frame_is_a_lost_frame():
     left, right = carrier_pair()
     left.send(b"\xff\x00 not a frame")

@@ -220,6 +220,57 @@ def run_loss(seed: int) -> World:
     return world
 
 
+def cut_dc1(on: bool) -> Callable[[World], None]:
+    """Nothing passes between east and dc1."""
+
+    def act(world: World) -> None:
+        for end in (("east", "dc1"), ("dc1", "east")):
+            world.tree.carriers[end].cut = on
+
+    return act
+
+
+@pytest.mark.parametrize("lost", ["dc1", "east"])
+def test_what_ended_just_before_a_machine_was_lost_is_charged(lost):
+    """It ended while dc1 could not be heard; the board that starts from nothing counts its reports anew, the parent has had as
+    many from the old machine."""
+    world = build_world(nation(), seed=1)
+    world.after_step.append(check_world)
+    orders = [order(f"t{i}", work_s=60.0 + 7.0 * i, counts=(2,), submitted_s=3.0 * i) for i in range(12)]
+    world.happenings = [
+        *arrivals(orders),
+        Happening(100.0, "cut", cut_dc1(True)),
+        Happening(200.0, "loss", restore(lost)),
+        Happening(210.0, "heal", cut_dc1(False)),
+    ]
+    world.run(until_s=5000)
+    assert world.tree.root.state.over == {order.task_id: "done" for order in orders}
+    check_end(world, {order.task_id for order in orders})
+    ran = {
+        (board, task_id, attempt)
+        for board in world.tree.engines
+        for task_id, attempt, *_ in world.simulated(board).lifetimes
+    }
+    charges = {key for key, *_ in world.tree.root.store.db.rows("SELECT key FROM transfers")}
+    assert {f"charge/{task_id}/{attempt}/{board}" for board, task_id, attempt in ran} <= charges
+
+
+def test_a_region_from_an_old_copy_takes_no_silent_data_centre_for_one_whose_leases_are_over():
+    """The machine that was lost had renewed them since."""
+    world = build_world(nation(), seed=1, settings=Settings(lease_s=60, margin_s=10))
+    world.after_step.append(check_world)
+    world.happenings = [
+        *arrivals([order("a", work_s=400.0, counts=(4,), on_partition="restart")]),
+        Happening(20.0, "copy", back_up("east")),
+        Happening(195.0, "cut", cut_dc1(True)),
+        Happening(200.0, "loss", restore("east")),
+        Happening(230.0, "heal", cut_dc1(False)),
+    ]
+    world.run(until_s=5000)
+    check_end(world, {TaskId("a")})
+    assert world.tree.root.state.over == {TaskId("a"): "done"}
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("seed", range(24))
 def test_a_board_whose_machine_is_lost_finds_its_tasks_again(seed):

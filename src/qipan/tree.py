@@ -50,6 +50,9 @@ class Tree:
         parent = next((above.board for above in self.spec.walk() if spec in above.children), None)
         store = self.stores[board]
         incarnation = next_incarnation(store, self.clock)
+        # Above all that an earlier life may have used, also one that a lost machine's store knew and this one does not: a report
+        # under a number that the parent has had already would be taken for a repeat.
+        store.number_reports_after(incarnation)
         engines: dict[EngineId, Engine] = {}
         if board in self.engines:
             engines[self.engines[board].engine] = self.engines[board]

@@ -2,7 +2,7 @@
 them arrive once and in order, by numbers, acknowledgements and sending again.
 
 A link's end has an *incarnation* (higher after each start of its board), so that numbers begin anew when one side
-restarts: what was under way is then found by a census, reports have durable numbers.  An end that counts lower than
+restarts: what was under way is then found by a census, reports have durable numbers (some may be left out).  An end that counts lower than
 the other has heard (its store is a backup) is told so by the acknowledgement, and goes on above it.
 """
 
@@ -157,8 +157,7 @@ class Link:
             if frame.incarnation > self._peer:
                 self._peer, self._taken = frame.incarnation, frame.base - 1
             if frame.ack_of == self._incarnation:
-                for seq in [seq for seq in self._unacked if seq <= frame.ack]:
-                    del self._unacked[seq]
+                self._drop_taken(frame.ack)
             if frame.seq == 0:
                 continue
             if (
@@ -171,6 +170,14 @@ class Link:
             else:
                 self._acked_to_peer = (-1, -1)  # a repeat: its acknowledgement was lost, say it again
         return out
+
+    def _drop_taken(self, ack: int) -> None:
+        taken = [seq for seq in self._unacked if seq <= ack]
+        for seq in taken:
+            del self._unacked[seq]
+        if taken and next(iter(self._unacked), ack + 1) != ack + 1:
+            # numbers were left out behind it: what was sent after them came too early
+            self._unacked = {seq: (body, float("-inf")) for seq, (body, _) in self._unacked.items()}
 
     @property
     def acknowledged(self) -> int:

@@ -34,13 +34,14 @@ def board_started(state: State, fact: BoardStarted, draft: Draft) -> None:
     state.uncounted.clear()
     for engine in fact.engines:
         ask(state, engine, draft)
-    if fact.same_boot:
-        return
-    state.renewed_s, state.asked_s = None, lease_s  # times in the store were on another clock
+    if not fact.same_boot:
+        state.renewed_s, state.asked_s = None, lease_s  # times in the store were on another clock
     for task_id, task in state.tasks.items():
-        parent = replace(task.parent, until_lease_s=lease_s) if task.parent is not None else None
-        until_s = lease_s + state.settings.lease_s
-        state.tasks[task_id] = replace(task, parent=parent, lease_until_s=until_s)
+        parent = task.parent
+        if parent is not None and not fact.same_boot:
+            parent = replace(parent, until_lease_s=lease_s)
+        # whoever had the board since this store's last tick may have renewed what is below just before
+        state.tasks[task_id] = replace(task, parent=parent, lease_until_s=lease_s + state.settings.lease_s)
 
 
 def ask(state: State, engine: EngineId, draft: Draft) -> None:

@@ -191,7 +191,8 @@ def _check_storage(board: BoardId, room: Room, seen: Seen) -> None:
 
 def check_end(world: World, submitted: set[TaskId]) -> None:
     """At the end of a run: every task is over at the top and was done once; the ledger agrees with the engines.
-    After the top's machine was lost, what only it knew is gone, and so are charges since its backup."""
+    After the top's machine was lost, what only it knew is gone, and so are charges since its backup; after that of another board
+    over others, charges that it had not told its parent."""
     over = world.tree.root.state.over
     missing = submitted - set(over) - set(world.tree.root.state.tasks) - world.gone
     if missing:

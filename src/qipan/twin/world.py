@@ -52,7 +52,7 @@ class World:
     after_step: "list[Callable[[World], None]]" = field(default_factory=list)
     steps: int = 0
     backups: dict[BoardId, Store] = field(default_factory=dict)
-    restored: bool = False
+    restored: bool = False  # a board over others was: what only it knew of charges is gone
     gone: set[TaskId] = field(default_factory=set)  # known only to a board when its machine was lost
     services: dict[TaskId, Hours] = field(default_factory=dict)  # replicas, to be checked
     # what `check` saw last: the marks of a board with services; at a board's engine; task -> where it ran
@@ -196,7 +196,7 @@ def restore(board: BoardId) -> Callable[[World], None]:
 
     def act(world: World) -> None:
         state = world.tree.controllers[board].state
-        world.restored = True
+        world.restored |= board not in world.tree.engines
         if state.top:  # a reservation that was on its way is gone with it
             others = [other.state for name, other in world.tree.controllers.items() if name != board]
             known = {task_id for other in others for task_id in (*other.tasks, *other.over)}
