@@ -351,6 +351,26 @@ def test_what_a_coordinator_could_not_write_it_has_not_heard(tmp_path):
         server.close()
 
 
+def test_a_coordinator_forgets_a_task_that_is_over(tmp_path):
+    server = RoundServer("127.0.0.1", tmp_path)
+    for task in ("t", "other"):
+        server.open(task, Rules(1, GRACE_S, 1, ("a",)))
+    desk, other = Desk(server.address, "t", "a"), Desk(server.address, "other", "a")
+    try:
+        desk.tell(Joined("a", 0.0, 0))
+        assert (tmp_path / "t.json").exists()
+        server.forget("t")
+        desk.tell(Joined("a", 0.0, 1))  # from one that has not heard: nobody answers
+        other.tell(Joined("a", 0.0, 0))
+        assert [member.site for member in server.state("other").members] == ["a"]
+        assert server.tasks() == ["other"]
+        assert not (tmp_path / "t.json").exists()
+    finally:
+        desk.close()
+        other.close()
+        server.close()
+
+
 def test_votes_for_unlike_results_never_commit():
     rounds = two_ready()
     rounds = told(

@@ -151,7 +151,7 @@ def test_cancelling_a_task_with_stages_ends_all_of_them_and_a_failing_stage_fail
             for name in (*host.queries.parts(first), *host.queries.parts(second))
         ]
         told = [entry["text"] for entry in host.queries.why(second)["decisions"]]
-        host.sweep_streams()
+        host.sweep()
         left = list((tmp_path / "store" / "checkpoints").glob("*.streams"))
     finally:
         host.close()

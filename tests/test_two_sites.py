@@ -122,6 +122,9 @@ def test_the_site_file_says_where_other_hosts_reach_the_coordinator(tmp_path):
         assert host.intake.coordinator.server().address.startswith("127.0.0.2:")
         assert host.intake.coordinator.key("a") != host.intake.coordinator.key("b")
         assert (tmp_path / "store" / "rounds.key").stat().st_mode & 0o77 == 0
+        host.intake.coordinator.server().open("over-1", Rules(1))
+        host.sweep()
+        assert host.intake.coordinator.server().tasks() == [], "no part of it is live"
     finally:
         host.close()
 
@@ -155,6 +158,8 @@ def test_one_task_over_two_sites_with_unlike_chips_survives_the_loss_of_one(tmp_
         assert [option.place for option in made.options] == ["shanghai", "shanghai", "ningxia"]
         lost = f"{task_id}.ningxia.sim-heng-2"
         until(lambda: rounds(lost) >= 1)
+        host.sweep()
+        assert host.intake.coordinator.server().tasks() == [task_id]
         [(_, attempt)] = [found for found in host.engines["ningxia"].running() if found[0] == lost]
         os.kill(int((attempt / "rank-0").read_text()), signal.SIGKILL)
         until(lambda: host.queries.task(lost).attempt == 2 and rounds(lost) >= 2)

@@ -31,6 +31,16 @@ class Coordinator:
                 self.open(task_id, submitted_task(self._boards.store, task_id))
         return self._server
 
+    def sweep(self) -> None:
+        """Forget the rounds of tasks of which no part is live."""
+        if self._server is None or not (known := self._server.tasks()):
+            return
+        prefixes = tuple(f"{task_id}." for task_id in known)
+        live = [name for name in self._boards.tree.root.state.tasks if name.startswith(prefixes)]
+        for task_id in known:
+            if not any(name.startswith(f"{task_id}.") for name in live):
+                self._server.forget(task_id)
+
     def key(self, task_id: str) -> str:
         """What the sites of one task, and nobody else, can show its coordinator and each other."""
         secret = secret_in(self._boards.folder / "rounds.key", lambda: secrets.token_hex(32).encode())

@@ -218,6 +218,7 @@ class GridHost(Host):
             if self.leads():
                 self.trade()
                 self.forget()
+                self.sweep()
             self._look()
             if any(engine.running() for engine in self.engines.values()):
                 self._news.wait(LOOP_S)

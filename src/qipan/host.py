@@ -91,7 +91,7 @@ class Host(Boards):
             self.step()
             self.trade()
             self.forget()
-            self.sweep_streams()
+            self.sweep()
             self._stop.wait(LOOP_S)
 
     def forget(self) -> None:
@@ -103,18 +103,22 @@ class Host(Boards):
             for store in self.stores.values():
                 store.forget_before(self.clock.now_s() - self.keep_s)
 
-    def sweep_streams(self) -> None:
-        """What stages streamed to each other goes once none of them is live, looked at every SWEEP_EVERY_S."""
+    def sweep(self) -> None:
+        """What is kept for the live goes with the last of them, looked at every SWEEP_EVERY_S: what stages streamed to each other, rounds."""
         if time.monotonic() - self._swept_s < SWEEP_EVERY_S:
             return
         self._swept_s = time.monotonic()
         with self.lock:
-            live = self.tree.root.state.tasks
-            for folder in (self.folder / "checkpoints").glob("*.streams"):
-                task_id = folder.name.removesuffix(".streams")
-                known = self.store.submission(task_id) is not None
-                if known and not any(TaskId(name) in live for name in self.queries.parts(task_id)):
-                    shutil.rmtree(folder, ignore_errors=True)
+            self._sweep_streams()
+            self.intake.coordinator.sweep()
+
+    def _sweep_streams(self) -> None:
+        live = self.tree.root.state.tasks
+        for folder in (self.folder / "checkpoints").glob("*.streams"):
+            task_id = folder.name.removesuffix(".streams")
+            known = self.store.submission(task_id) is not None
+            if known and not any(TaskId(name) in live for name in self.queries.parts(task_id)):
+                shutil.rmtree(folder, ignore_errors=True)
 
     def stop(self) -> None:
         self._stop.set()

@@ -115,11 +115,23 @@ class RoundServer:
             known = self._tasks.get(task, Rounds(rules))
             self._tasks[task] = replace(known, rules=rules)
 
+    def tasks(self) -> list[str]:
+        with self._changed:
+            return sorted(self._tasks)
+
     def state(self, task: str) -> Rounds:
         with self._changed:
             if task not in self._tasks:
                 raise NotFound(f"no rounds of task {task} here")
             return self._tasks[task]
+
+    def forget(self, task: str) -> None:
+        """It is over: its lines are closed, and nothing of it is kept."""
+        with self._changed:
+            if self._folder is not None:
+                (self._folder / f"{task}.json").unlink(missing_ok=True)
+            self._tasks.pop(task, None)
+            self._changed.notify_all()
 
     def close(self) -> None:
         self._closed.set()
@@ -132,14 +144,17 @@ class RoundServer:
             for task in list(self._tasks):
                 try:
                     self._decide(task, Seen(0.0))
+                except NotFound:
+                    continue  # forgotten meanwhile
                 except Exception as error:  # nothing was decided: that is done at the next tick; without this thread nobody is missed
                     if repr(error) != said:
                         said = repr(error)
                         log.exception("rounds of %s cannot go on", task)
 
     def _decide(self, task: str, fact: RoundFact) -> View:
+        """Raises NotFound once the task is forgotten."""
         with self._changed:
-            before = self._tasks[task]
+            before = self.state(task)
             after, commands = decide_round(before, replace(fact, at_s=time.monotonic()))
             if commands or after.members != before.members:
                 # raises where there is no room: then the fact was not heard, and is said again
@@ -169,14 +184,15 @@ class RoundServer:
 
     def _serve(self, stream: socketserver.StreamRequestHandler) -> None:
         beats = [("", "")]
-        with contextlib.suppress(OSError):  # reset: as good as closed
-            self._answer(stream, beats)
-        task, site = beats[0]
-        if site and not self._closed.is_set():
-            self._decide(task, HungUp(site, 0.0))
+        with contextlib.suppress(NotFound):
+            with contextlib.suppress(OSError):  # reset: as good as closed
+                self._answer(stream, beats)
+            task, site = beats[0]
+            if site and not self._closed.is_set():
+                self._decide(task, HungUp(site, 0.0))
 
     def _answer(self, stream: socketserver.StreamRequestHandler, beats: list[tuple[str, str]]) -> None:
-        """Until the line closes.  Leaves in `beats` the (task, site) whose beat it carries."""
+        """Until the line closes.  Raises NotFound once the task is forgotten.  Leaves in `beats` the (task, site) whose beat it carries."""
         shown: View | None = None
         while line := stream.rfile.readline(LINE_BYTES_MAX):
             try:
@@ -199,5 +215,5 @@ class RoundServer:
     def _news(self, task: str, shown: View) -> View:
         """The view once it differs from what was shown, or after a while."""
         with self._changed:
-            self._changed.wait_for(lambda: not same_view(view(self._tasks[task]), shown), NEWS_S)
-            return view(self._tasks[task])
+            self._changed.wait_for(lambda: not same_view(view(self.state(task)), shown), NEWS_S)
+            return view(self.state(task))
