@@ -14,6 +14,8 @@ from qipan.curves import Curve, Need, Point
 from qipan.engines import in_place
 from qipan.engines.leaf import LeafEngine
 from qipan.engines.local import Processes
+from qipan.engines.processes import reap
+from qipan.engines.shim import Joined, Log, Spec
 from qipan.events import EngineOffered, Reserve, Resize, Start, TaskExited, TaskProgress, TaskStarted
 from qipan.leases import EngineId, LeaseId, Order, TaskId
 from qipan.strategy import SiteStrategy, Stage, Strategy
@@ -255,3 +257,24 @@ def test_what_cannot_go_on_in_the_same_processes_is_named(change, why):
         assert then.strategy is not None
         then = replace(then, strategy=replace(then.strategy, seq=change["seq"]))
     assert in_place.why_not(task, curve, f"{CHIP}:2", then) == why
+
+
+def test_how_a_newcomer_ended_is_told_when_the_disk_has_room_again(tmp_path):
+    """The supervisor, and the ranks that run under it, live on until then."""
+    control, task = tmp_path / "control", tmp_path / "task"
+    control.mkdir()
+    task.mkdir()
+    joined = Joined(str(control), str(task), dict(os.environ), Log(str(control / "log.txt")))
+    Spec(["sh", "-c", "exit 3"], {}).write(str(control / "join-1.spec"))
+    joined.look()
+    ended: dict[int, int] = {}
+    while 3 not in ended.values():
+        ended = reap()
+    (control / "worker-1.exit.part").mkdir()  # as good as no room
+    joined.note(ended)
+    joined.look()
+    assert not (control / "worker-1.exit").exists()
+    (control / "worker-1.exit.part").rmdir()
+    joined.look()
+    assert (control / "worker-1.exit").read_text() == '{"code": 3}'
+    assert joined.failed == 0, "it was not ready yet: the change is given up, the attempt goes on"

@@ -307,11 +307,13 @@ class Joined:
     def __init__(self, folder: str, task: str, inherited: dict[str, str], log: "Log") -> None:
         self._folder, self._task, self._inherited, self._log = folder, task, inherited, log
         self._running: dict[int, str] = {}  # pid -> worker
+        self._untold: dict[str, int] = {}  # worker -> code
         self._seen: set[str] = set()
         self.failed = 0
 
     def look(self) -> None:
-        """Start what was ordered."""
+        """Start what was ordered, and say what a full disk did not take."""
+        self._tell()
         for name in sorted(os.listdir(self._folder)):
             if name.startswith("join-") and name.endswith(".spec") and name not in self._seen:
                 self._seen.add(name)
@@ -322,9 +324,18 @@ class Joined:
     def note(self, ended: dict[int, int]) -> None:
         for pid in self._running.keys() & ended.keys():
             worker, code = self._running.pop(pid), ended[pid]
-            write(f"{self._folder}/worker-{worker}.exit", {"code": code})
+            self._untold[worker] = code
             if code and os.path.exists(f"{self._task}/worker-{worker}.ready"):
                 self.failed = code
+        self._tell()
+
+    def _tell(self) -> None:
+        for worker, code in list(self._untold.items()):
+            try:
+                write(f"{self._folder}/worker-{worker}.exit", {"code": code})
+            except OSError:
+                return  # at the next look
+            del self._untold[worker]
 
 
 class Other:
