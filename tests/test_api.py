@@ -3,14 +3,20 @@
 import asyncio
 import base64
 import json
+import shutil
+import tracemalloc
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
 from api_site import TINY, TOKEN, caller, served, submit
+from qipan import queries
 from qipan.api import tenant_token
 from qipan.api.follow import Followed
+from qipan.api.shapes import write_cursor
+from qipan.client import Client
 from qipan.host import Host
 
 
@@ -53,6 +59,51 @@ def test_a_task_submitted_between_two_pages_moves_nothing(api):
     submit(api)
     second = api.get("/tasks", params={"limit": 2, "cursor": first["next"]}).json()
     assert [task["task_id"] for task in second["tasks"]] == ["tiny-3", "tiny-4"]
+
+
+def test_pages_of_a_tasks_events_joined_are_all_of_them(host, api):
+    whole = paged(api, "/tasks/tiny-1/events", "events", 1000)
+    assert len(whole) >= 2
+    assert paged(api, "/tasks/tiny-1/events", "events", 1) == whole
+    later = api.get("/tasks/tiny-1/events", params={"after": whole[0]["fact_id"], "limit": 1}).json()
+    assert later["events"] == whole[1:2]
+    assert api.get("/tasks/tiny-1/events", params={"cursor": write_cursor("tiny-1")}).status_code == 400
+    assert list(Client(host.folder, TOKEN).list("/tasks/tiny-1/events", "events", limit=1)) == whole
+
+
+@pytest.fixture
+def log(host) -> Iterator[Path]:
+    """What the second attempt of a task printed."""
+    attempts = [host.folder / "engines" / "x" / "attempts" / f"tiny-5-{number}" for number in (1, 2)]
+    for attempt in attempts:
+        attempt.mkdir(parents=True)
+    (attempts[0] / "log.txt").write_text("first\n")
+    yield attempts[1] / "log.txt"
+    shutil.rmtree(host.folder / "engines" / "x")
+
+
+def test_pages_of_a_log_joined_are_all_of_it_and_no_character_is_cut(host, log, monkeypatch):
+    log.write_bytes("棋盘一局".encode() * 20 + b"\xff" + "盘".encode()[:2])
+    whole = "--- attempt 1 ---\nfirst\n--- attempt 2 ---\n" + "棋盘一局" * 20 + "\ufffd"
+    client = Client(host.folder, TOKEN)
+    for most in (7, 50, 10_000):
+        monkeypatch.setattr(queries, "LOG_PAGE_BYTES", most)
+        assert "".join(page["text"] for page in client.printed("tiny-5")) == whole
+        assert "".join(client.job("tiny-5").logs()) == whole
+    log.write_bytes(log.read_bytes() + "盘".encode()[2:])
+    assert "".join(client.job("tiny-5").logs()) == whole + "盘"
+
+
+def test_a_page_of_a_log_takes_its_own_memory_only(host, log):
+    with log.open("wb") as file:
+        file.truncate(1 << 30)
+    tracemalloc.start()
+    page = host.queries.logs("tiny-5", 8 << 20)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert len(page["text"]) == queries.LOG_PAGE_BYTES
+    assert page["size"] > page["next"] == (8 << 20) + queries.LOG_PAGE_BYTES
+    assert peak < 4 << 20
 
 
 def test_a_tag_named_again_saves_the_body(api):

@@ -33,6 +33,7 @@ class Below:
         wallet = join(folder / "dc1", self.host.wallet.invite("dc1", "", url))
         self.answers: dict[str, Any] = {"ended": SOUND}
         self.asked: list[str] = []
+        self.bodies: list[Any] = []
         self.network = Network()
         hello = {"board": "dc1", "spec": msgspec.json.encode(BoardSpec(BoardId("dc1")))}
         self.dialer = self.network.dial(
@@ -44,8 +45,9 @@ class Below:
             )
         )
 
-    def answer(self, question: str, _body: Any) -> Any:
+    def answer(self, question: str, body: Any) -> Any:
         self.asked.append(question)
+        self.bodies.append(body)
         return self.answers[question]
 
     def until(self, holds: Any) -> None:
@@ -88,25 +90,36 @@ REASON = {"at_s": 1.0, "board": "dc1", "verdict": "placed", "text": "there", "ta
 @pytest.mark.parametrize("said", UNREADABLE)
 def test_what_people_ask_above_is_answered_without_what_cannot_be_read(below, said):
     queries = below.host.queries
-    below.answers |= {"why": [REASON], "logs": "printed", "log_bytes": 7, "seen": [["dc1", "", [], [2.0]]]}
+    below.answers |= {
+        "why": [REASON],
+        "logs": [b"printed", 7],
+        "log_bytes": 7,
+        "seen": [["dc1", "", [], [2.0]]],
+    }
     sound = answers_of(queries)
     assert [one["text"] for one in sound[0]] == ["there"]
-    assert sound[1:3] == ("printed", 7)
+    assert sound[1:3] == ((b"printed", 7), 7)
     assert [(one.board, one.parent, one.placed_s) for one in sound[3]][1:] == [("dc1", "cn", (2.0,))]
     below.asked.clear()
     below.answers |= dict.fromkeys(("why", "logs", "log_bytes", "seen"), said)
     reasons, text, size, seen = answers_of(queries)
     assert sorted(below.asked) == ["log_bytes", "logs", "seen", "why"]
     assert reasons == []
-    assert text == (said if isinstance(said, str) else "")
+    assert text == (b"", 0)
     assert size == (said if type(said) is int else 0)
     assert [one.board for one in seen] == ["cn"]
+
+
+def test_a_page_of_a_log_goes_on_below_where_it_ends_here(below):
+    below.answers["logs"] = [b"x" * 50, 70]
+    assert below.host.queries.printed("t-1", 20, 40) == (b"x" * 40, 70), "no more than was asked for"
+    assert below.bodies[-1] == ["t-1", 20, 40]
 
 
 def answers_of(queries: Any) -> tuple[Any, ...]:
     return (
         queries.reasons_below("t-1"),
-        queries.printed("t-1"),
+        queries.printed("t-1", 0, 100),
         queries.printed_bytes("t-1"),
         queries.seen("t-1"),
     )

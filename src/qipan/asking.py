@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, TypedDict, TypeVar
+from typing import Annotated, Any, TypedDict, TypeVar
 
 import msgspec
 
@@ -108,10 +108,10 @@ class GridQueries(Queries):
         answer["decisions"].sort(key=lambda entry: entry["at_s"])
         return answer
 
-    def events(self, task_id: str, after: int = 0) -> list[dict[str, Any]]:
+    def events(self, task_id: str, after: int = 0, most: int | None = None) -> list[dict[str, Any]]:
         if self._up is None:
-            return super().events(task_id, after)
-        found: list[dict[str, Any]] = self._up.ask("events", [task_id, after])
+            return super().events(task_id, after, most)
+        found: list[dict[str, Any]] = self._up.ask("events", [task_id, after, most])
         return found
 
     def news(self, task_id: str) -> tuple[int, int]:
@@ -149,9 +149,14 @@ class GridQueries(Queries):
         told: dict[str, Any] = self._up.ask("logs", [task_id, after])
         return told
 
-    def printed(self, task_id: str) -> str:
-        """Here and below."""
-        return "".join([super().printed(task_id), *self._told_below("logs", task_id, read_text)])
+    def printed(self, task_id: str, first: int, most: int) -> tuple[bytes, int]:
+        """Here and then below, child after child."""
+        found, size = super().printed(task_id, first, most)
+        for child in self._visited(task_id):
+            body = [task_id, max(0, first - size), most - len(found)]
+            more, of_child = next(iter(self._told_by(child, "logs", body, read_printed)), (b"", 0))
+            found, size = (found + more)[:most], size + of_child
+        return found, size
 
     def printed_bytes(self, task_id: str) -> int:
         """Here and below."""
@@ -174,18 +179,19 @@ class GridQueries(Queries):
 
     def _told_below(self, question: str, task_id: str, read: Callable[[Any], Told]) -> list[Told]:
         """What the children that ran it answer, in order; one that cannot be reached now, or says what cannot be read, is left out."""
-        answers = []
-        for child in self._visited(task_id):
-            try:
-                told = self._children()[child].carrier.ask(question, task_id)
-            except Unreachable as error:
-                log.info("%s: %s", child, error)
-                continue
-            try:
-                answers.append(read(told))
-            except (msgspec.MsgspecError, InvalidInput) as error:
-                log.warning("%s says nothing readable to %r about %s: %s", child, question, task_id, error)
-        return answers
+        return [
+            told for child in self._visited(task_id) for told in self._told_by(child, question, task_id, read)
+        ]
+
+    def _told_by(self, child: BoardId, question: str, body: Any, read: Callable[[Any], Told]) -> list[Told]:
+        """One answer, or none."""
+        try:
+            return [read(self._children()[child].carrier.ask(question, body))]
+        except Unreachable as error:
+            log.info("%s: %s", child, error)
+        except (msgspec.MsgspecError, InvalidInput) as error:
+            log.warning("%s says nothing readable to %r about %s: %s", child, question, body, error)
+        return []
 
     def _visited(self, task_id: str) -> list[BoardId]:
         """The children that ran it, in order."""
@@ -211,8 +217,8 @@ def read_reasons(told: Any) -> list[dict[str, Any]]:
     return [dict(reason) for reason in msgspec.convert(told, type=list[Reason])]
 
 
-def read_text(told: Any) -> str:
-    return msgspec.convert(told, type=str)
+def read_printed(told: Any) -> tuple[bytes, int]:
+    return msgspec.convert(told, type=tuple[bytes, Annotated[int, msgspec.Meta(ge=0)]])
 
 
 def read_bytes(told: Any) -> int:
@@ -245,7 +251,7 @@ def tell(host: Host, question: str, body: Any) -> Any:
         case "logs":
             return host.queries.logs(task_id, int(body[1]))
         case "events":
-            return host.queries.events(task_id, int(body[1]))
+            return host.queries.events(task_id, int(body[1]), body[2])
         case "cancel":
             return host.intake.cancel(task_id, str(body[1]))
         case "budget":
@@ -265,11 +271,12 @@ def tell(host: Host, question: str, body: Any) -> Any:
     raise InvalidInput(f"{question[:40]!r} is no question to a parent")
 
 
-def tell_parent(queries: GridQueries, question: str, task_id: str) -> Any:
+def tell_parent(queries: GridQueries, question: str, body: Any) -> Any:
     """Questions of the parent about a task that ran here: what only this side has."""
+    if question == "logs":
+        return queries.printed(str(body[0]), int(body[1]), int(body[2]))
+    task_id = str(body)
     match question:
-        case "logs":
-            return queries.printed(task_id)
         case "why":
             return queries.reasons_below(task_id)
         case "log_bytes":

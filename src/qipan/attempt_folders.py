@@ -24,29 +24,38 @@ def last_at(folder: Path, task_id: str) -> BoardId | None:
     return BoardId(max(ran)[1]) if ran else None
 
 
-def printed(folder: Path, task_id: str, names: Iterable[str]) -> str:
-    """By all attempts of its parts, joined."""
-    texts = []
+def printed(folder: Path, task_id: str, names: Iterable[str], first: int, most: int) -> tuple[bytes, int]:
+    """At most `most` bytes from byte `first` on of what all attempts of its parts printed, joined, and how many bytes that is.  Nothing
+    else is read, however long the logs are."""
+    found, at = b"", 0
     for name in names:
+        part = name.removeprefix(task_id).replace(".", " ", 1)
         for attempt in attempts_of(folder, name):
-            body = _said(attempt.control / "log.txt")
-            part = name.removeprefix(task_id).replace(".", " ", 1)
-            texts.append(f"---{part} attempt {_number(attempt.task)} ---\n{body}")
-    return "".join(texts)
+            head, log = (
+                f"---{part} attempt {_number(attempt.task)} ---\n".encode(),
+                attempt.control / "log.txt",
+            )
+            found += head[max(0, first - at) :][: most - len(found)]
+            at += len(head)
+            size = min(plain.size_of(log), LOG_BYTES_MAX)
+            if len(found) < most and first < at + size:
+                found += _piece(log, max(0, first - at), min(most - len(found), at + size - max(first, at)))
+            at += size
+    return found, at
 
 
 def printed_bytes(folder: Path, names: Iterable[str]) -> int:
     """Grows when one of these parts prints."""
     logs = [one.control / "log.txt" for name in names for one in attempts_of(folder, name)]
-    return sum(log.stat().st_size for log in logs if log.exists()) + len(logs)
+    return sum(plain.size_of(log) for log in logs) + len(logs)
 
 
 def _number(attempt: Path) -> int:
     return int(attempt.name.rsplit("-", 1)[1])
 
 
-def _said(log: Path) -> str:
+def _piece(log: Path, first: int, most: int) -> bytes:
     try:
-        return plain.read_text(log, LOG_BYTES_MAX)
+        return plain.read_piece(log, first, most)
     except OSError:
-        return ""  # nothing yet
+        return b""  # it went, or something else stands in its place

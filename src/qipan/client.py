@@ -184,6 +184,12 @@ class Client:
             if cursor is None:
                 return
 
+    def printed(self, task_id: str, after: int = 0) -> Iterator[Any]:
+        """What a task printed until now, from that byte on: `text` and `next`, page after page."""
+        while (page := self.call("GET", f"/tasks/{task_id}/logs", after=after))["text"]:
+            yield page
+            after = page["next"]
+
     def plan(self, task: Task) -> "Plan":
         """How it could run; nothing starts."""
         from qipan.planner import Plan
@@ -228,10 +234,9 @@ class Job:
         after = 0
         while True:
             over = not follow or self.client.task(self.task_id)["state"] in OVER
-            answer = self.client.call("GET", f"/tasks/{self.task_id}/logs", after=after)
-            after = answer["next"]
-            if answer["text"]:
-                yield answer["text"]
+            for page in self.client.printed(self.task_id, after):
+                after = page["next"]
+                yield page["text"]
             if over:
                 return
             time.sleep(POLL_S)

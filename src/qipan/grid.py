@@ -455,7 +455,7 @@ class GridHost(Host):
                     return encode_told(told_by(self.store, held, float(body)))
             case "beside":
                 return self._beside_here_or_below(*body)
-        return tell_parent(self.queries, question, str(body))
+        return tell_parent(self.queries, question, body)
 
     # ---- what people ask -----------------------------------------------------------------------------------------------
 

@@ -60,7 +60,9 @@ def make_server(client: Client, *, write: bool) -> "MCPServer":
 
     def logs(task_id: str) -> str:
         """The end of what a task printed."""
-        return str(told(lambda: client.call("GET", f"/tasks/{task_id}/logs"))["text"])[-LOG_CHARACTERS_MAX:]
+        path = f"/tasks/{task_id}/logs"
+        end = max(0, told(lambda: client.call("GET", path))["size"] - LOG_CHARACTERS_MAX)
+        return str(told(lambda: client.call("GET", path, after=end))["text"])
 
     def bill(task_id: str) -> dict[str, Any]:
         """The receipt of a task, a line per attempt, and what the ledger took."""

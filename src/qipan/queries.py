@@ -1,5 +1,6 @@
 """What people ask of tasks at the board where they were submitted: how each stands, why, what happened, what it printed, what it cost."""
 
+import codecs
 import hashlib
 import hmac
 import secrets
@@ -25,6 +26,8 @@ from qipan.stored import exits_of, facts_of_kind, parts_of, progress_of, seen_in
 from qipan.tracing import AtBoard, Context, Span, context_in, joined, spans_of
 from qipan.workload import Launch, Task
 from qipan.workload.stages import relations_of
+
+LOG_PAGE_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,13 +192,15 @@ class Queries:
         told = (told_of_stream(fact) for _, fact in reversed(progress_of(self._boards.store, task_id)))
         return next((one for one in told if one is not None), {})
 
-    def events(self, task_id: str, after: int = 0) -> list[dict[str, Any]]:
-        """The task's facts at the top board, oldest first."""
+    def events(self, task_id: str, after: int = 0, most: int | None = None) -> list[dict[str, Any]]:
+        """The task's facts at the top board after that one, oldest first; all, or the first `most`."""
         self.task(task_id)
         with self._boards.lock:
             rows = sorted(
-                row for name in self.parts(task_id) for row in self._boards.store.facts_of(name, after=after)
-            )
+                row
+                for name in self.parts(task_id)
+                for row in self._boards.store.facts_of(name, after=after, most=most)
+            )[:most]
         facts = [(fact_id, at_s, without_launch(fact_of(body))) for fact_id, at_s, body in rows]
         return [
             {"fact_id": fact_id, "at_s": at_s, "kind": fact.kind, "fact": msgspec.to_builtins(fact)}
@@ -244,13 +249,17 @@ class Queries:
         return context_in(launch.attempt_env) or Context(mark, order.submitted_s)
 
     def logs(self, task_id: str, after: int = 0) -> dict[str, Any]:
-        """What the task's attempts printed, from character `after` of all attempts joined."""
+        """What the task's attempts printed, from byte `after` of all attempts joined: a page of it.  Half a character at its end is
+        left to the next one."""
         self.task(task_id)
-        text = self.printed(task_id)
-        return {"text": text[after:], "next": len(text)}
+        body, size = self.printed(task_id, after, LOG_PAGE_BYTES)
+        whole = codecs.getincrementaldecoder("utf-8")("replace")
+        text = whole.decode(body)
+        return {"text": text, "next": after + len(body) - len(whole.getstate()[0]), "size": size}
 
-    def printed(self, task_id: str) -> str:
-        return attempt_folders.printed(self._boards.folder, task_id, self.parts(task_id))
+    def printed(self, task_id: str, first: int, most: int) -> tuple[bytes, int]:
+        """(at most `most` bytes from byte `first` on, the size of it all)."""
+        return attempt_folders.printed(self._boards.folder, task_id, self.parts(task_id), first, most)
 
     def printed_bytes(self, task_id: str) -> int:
         return attempt_folders.printed_bytes(self._boards.folder, self.parts(task_id))

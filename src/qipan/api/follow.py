@@ -41,8 +41,10 @@ class Followed:
                     if events:
                         after = seen
                         yield encoded
-                    logs, encoded = await self._read(self._logs, task_id, printed, anew=over)
-                    if logs["text"]:
+                    while True:
+                        logs, encoded = await self._read(self._logs, task_id, printed, anew=over)
+                        if not logs["text"]:
+                            break
                         printed = logs["next"]
                         yield encoded
                     if now != last:

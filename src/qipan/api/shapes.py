@@ -100,10 +100,11 @@ class Why:
 
 @dataclass(frozen=True, slots=True)
 class Logs:
-    """`next`: give it as `after` for what follows."""
+    """A page.  `next`: give it as `after` for what follows, until `text` is empty.  `size`: bytes of all that was printed."""
 
     text: str
     next: int
+    size: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,7 +117,10 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Events:
+    """`next`: give it as `cursor` for what follows; null at the end."""
+
     events: tuple[Event, ...]
+    next: str | None
 
 
 @dataclass(frozen=True, slots=True)

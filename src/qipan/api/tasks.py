@@ -6,6 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Annotated
 
+import msgspec
 from fastapi import APIRouter, Depends, Header, Query, Request
 from fastapi import Path as InPath
 from fastapi.responses import StreamingResponse
@@ -23,6 +24,7 @@ from qipan.api.shapes import (
     Submission,
     place_after,
     read_body,
+    read_cursor,
     read_submission,
     write_cursor,
 )
@@ -70,6 +72,7 @@ COMMAND = {
 ExecName = Annotated[str, InPath(max_length=40)]
 TaskName = Annotated[str, InPath(max_length=100)]
 After = Annotated[int, Query(ge=0, le=2**53)]
+PastFact = Annotated[int, msgspec.Meta(ge=0, le=2**53)]
 
 
 async def submission_of(request: Request) -> Submission:
@@ -123,11 +126,18 @@ def about_tasks(host: Host, people: People) -> APIRouter:
 
     @routes.get("/{task_id}/logs", response_model=shapes.Logs)
     def logs(who: Who, task_id: TaskName, after: After = 0) -> Answer:
+        """A page of what it printed, from byte `after` on."""
         return Answer(host.queries.logs(seen(host, who, task_id).task_id, after))
 
     @routes.get("/{task_id}/events", response_model=shapes.Events)
-    def events(who: Who, task_id: TaskName, after: After = 0) -> Answer:
-        return Answer({"events": host.queries.events(seen(host, who, task_id).task_id, after)})
+    def events(
+        who: Who, task_id: TaskName, after: After = 0, limit: Limit = LIMIT, cursor: Cursor = None
+    ) -> Answer:
+        """Oldest first, after fact `after`, or after the cursor."""
+        first = read_cursor(cursor, PastFact) if cursor is not None else after
+        found = host.queries.events(seen(host, who, task_id).task_id, first, limit + 1)
+        more = write_cursor(found[limit - 1]["fact_id"]) if len(found) > limit else None
+        return Answer({"events": found[:limit], "next": more})
 
     @routes.get("/{task_id}/trace", response_model=shapes.Trace)
     def trace(who: Who, task_id: TaskName) -> Answer:

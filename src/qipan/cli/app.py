@@ -222,14 +222,14 @@ def logs(
     board, after = client(store), 0
     try:
         while True:
-            answer = board.call("GET", f"/tasks/{task}/logs", after=after)
-            if answer["text"]:
+            over = not follow or board.task(task)["state"] in OVER
+            for page in board.printed(task, after):
+                after = page["next"]
                 if json_:
-                    out({"text": answer["text"]})
+                    out({"text": page["text"]})
                 else:
-                    print(answer["text"], end="", flush=True)
-            after = answer["next"]
-            if not follow or board.task(task)["state"] in OVER:
+                    print(page["text"], end="", flush=True)
+            if over:
                 return
             time.sleep(0.5)
     except KeyboardInterrupt:
@@ -287,7 +287,8 @@ def events(
     board, after = client(store), 0
     try:
         while True:
-            for event in board.call("GET", f"/tasks/{task}/events", after=after)["events"]:
+            over = not follow or board.task(task)["state"] in OVER
+            for event in board.list(f"/tasks/{task}/events", "events", after=after):
                 after = event["fact_id"]
                 if json_:
                     out(event)
@@ -297,7 +298,7 @@ def events(
                         f"{stamp} {event['kind']:16} {event['fact'].get('detail') or event['fact'].get('why') or event['fact'].get('point_id') or ''}",
                         flush=True,
                     )
-            if not follow or board.task(task)["state"] in OVER:
+            if over:
                 return
             time.sleep(0.5)
     except KeyboardInterrupt:
@@ -328,7 +329,7 @@ def wait(
     else:
         print(f"{task}: {view['state']}")
     if pass_exit_code and view["state"] == "failed":
-        events = board.call("GET", f"/tasks/{task}/events", after=0)["events"]
+        events = board.list(f"/tasks/{task}/events", "events")
         codes = [event["fact"]["exit_code"] for event in events if event["kind"] == "task_exited"]
         if codes and codes[-1]:
             raise typer.Exit(codes[-1] if codes[-1] > 0 else 128 - codes[-1])

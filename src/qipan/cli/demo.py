@@ -118,7 +118,8 @@ class Demo:
             for task_id in self.tasks:
                 self.tell(task_id)
                 if queries.task(task_id).state in ("failed", "cancelled"):
-                    log = queries.logs(task_id)["text"][-1500:]
+                    end = max(0, queries.logs(task_id)["size"] - 1500)
+                    log = queries.logs(task_id, end)["text"]
                     raise QipanError(f"{task_id} failed while waiting until {what}; its log ends:\n{log}")
             if time.monotonic() - self.began_s > LIMIT_S:
                 raise QipanError(

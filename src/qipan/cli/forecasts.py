@@ -25,7 +25,7 @@ def forecast(
     """How many replicas a service should have asked for by the hour, from how much their devices worked: a `forecast` for its task file."""
     from qipan.cli.app import client, tell
 
-    events = client(store).call("GET", f"/tasks/{task}/events", after=0)["events"]
+    events = list(client(store).list(f"/tasks/{task}/events", "events"))
     hours = hours_in(events)
     if not hours:
         raise InvalidInput(f"{task} is no service: only `kind: serve` with `run` has a forecast")

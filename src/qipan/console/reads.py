@@ -38,20 +38,15 @@ class Story:
     log: str = ""
     printed: int = 0
 
-    def take(self, events: list[Values], logs: Values) -> None:
-        for event in events:
-            self.after = event["fact_id"]
-            if event["kind"] in ("task_started", "task_exited"):
-                self.events.append(event)
-            elif event["kind"] == "task_progress" and event["fact"]["detail"]:
-                self._progress(json.loads(event["fact"]["detail"]), event["at_s"])
-            elif event["kind"] == "task_submitted":
-                points = event["fact"]["order"]["curve"]["points"]
-                self.strategies = {
-                    point["point_id"]: point["strategy"] for point in points if point["strategy"]
-                }
-        self.log = (self.log + logs["text"])[-LOG_CHARACTERS_MAX:]
-        self.printed = logs["next"]
+    def take(self, event: Values) -> None:
+        self.after = event["fact_id"]
+        if event["kind"] in ("task_started", "task_exited"):
+            self.events.append(event)
+        elif event["kind"] == "task_progress" and event["fact"]["detail"]:
+            self._progress(json.loads(event["fact"]["detail"]), event["at_s"])
+        elif event["kind"] == "task_submitted":
+            points = event["fact"]["order"]["curve"]["points"]
+            self.strategies = {point["point_id"]: point["strategy"] for point in points if point["strategy"]}
 
     def _progress(self, said: Values, at_s: float) -> None:
         """A step back (another attempt went on from its checkpoint) begins a new measurement of the rate."""
@@ -163,9 +158,16 @@ class Reads:
         self._stories.move_to_end(task_id)
         if len(self._stories) > STORIES_MAX:
             self._stories.popitem(last=False)
-        events = await self.api.call("GET", f"/tasks/{task_id}/events", None, after=story.after)
+        async for event in self.api.list(f"/tasks/{task_id}/events", "events", after=story.after):
+            story.take(event)
         logs = await self.api.call("GET", f"/tasks/{task_id}/logs", None, after=story.printed)
-        story.take(events["events"], logs)
+        if logs["size"] - logs["next"] > LOG_CHARACTERS_MAX:  # only its end is shown
+            end = logs["size"] - LOG_CHARACTERS_MAX
+            logs = await self.api.call("GET", f"/tasks/{task_id}/logs", None, after=end)
+        while logs["text"]:
+            story.log = (story.log + logs["text"])[-LOG_CHARACTERS_MAX:]
+            story.printed = logs["next"]
+            logs = await self.api.call("GET", f"/tasks/{task_id}/logs", None, after=story.printed)
         return story
 
     async def supply(self, query: Values) -> Values:

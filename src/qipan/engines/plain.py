@@ -25,6 +25,22 @@ def read_text(path: Path, bytes_max: int = -1) -> str:
         return file.read(bytes_max).decode(errors="replace")
 
 
+def read_piece(path: Path, first: int, most: int) -> bytes:
+    """At most `most` bytes from byte `first` on; nothing before them is read.  Raises OSError."""
+    with opened(path) as file:
+        file.seek(first)
+        return file.read(most)
+
+
+def size_of(path: Path) -> int:
+    """0 where there is no plain file."""
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return 0
+    return found.st_size if stat.S_ISREG(found.st_mode) else 0
+
+
 def write_text(path: Path, text: str) -> None:
     """What is no plain file there goes first.  Raises OSError."""
     if os.path.islink(path) or (os.path.exists(path) and not os.path.isfile(path)):

@@ -89,15 +89,16 @@ class Facts:
         )
 
     def facts_of(
-        self, task_id: str, kinds: Sequence[str] = (), after: int = 0
+        self, task_id: str, kinds: Sequence[str] = (), after: int = 0, most: int | None = None
     ) -> list[tuple[int, float, bytes]]:
-        """(fact id, now_s, body) of one task's facts, in order."""
+        """(fact id, now_s, body) of one task's facts, in order; all, or the first `most`."""
         marks = ",".join("?" * len(kinds))
         where = f" AND kind IN ({marks})" if kinds else ""
+        limit = " LIMIT ?" if most is not None else ""
         return _triples(
             self.db.rows(
-                f"SELECT fact_id, now_s, body FROM facts WHERE task_id = ? AND fact_id > ?{where} ORDER BY fact_id",
-                (task_id, after, *kinds),
+                f"SELECT fact_id, now_s, body FROM facts WHERE task_id = ? AND fact_id > ?{where} ORDER BY fact_id{limit}",
+                (task_id, after, *kinds, *(() if most is None else (most,))),
             )
         )
 
