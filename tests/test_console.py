@@ -9,7 +9,9 @@ import statistics
 import subprocess
 import time
 from collections.abc import Iterator
+from functools import partial
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 
 import httpx
@@ -27,7 +29,7 @@ from qipan.console.geography import world
 from qipan.console.ranks import stage_rows
 from qipan.console.reads import Reads
 from qipan.console.sayings import say
-from qipan.console.words import WORDS
+from qipan.console.words import WORDS, word
 from qipan.errors import InvalidInput
 from qipan.host import Host
 from qipan.scheduler.state import Phase
@@ -138,6 +140,13 @@ def test_the_board_shows_stones_where_devices_are_leased(host, browser):
 def host_boards(host: Host) -> list[dict]:
     with caller(host) as api:
         return api.get("/boards").json()["boards"]
+
+
+def test_one_task_is_said_as_one():
+    counted = Pages()._jinja.get_template("parts.html").module.counted
+    english, chinese = (partial(word, language=language) for language in ("en", "zh"))
+    assert [counted(count, "task", english) for count in (0, 1, 2)] == ["0 tasks", "1 task", "2 tasks"]
+    assert counted(1, "device", chinese) == "1 设备"
 
 
 def test_a_submitted_draft_is_planned_placed_explained_and_billed(host, browser):
@@ -355,6 +364,22 @@ def test_hubs_stand_where_they_are_and_a_task_beside_its_hub():
     alone = world([hub("here", 0.0, 0.0, 1)], [], {}, {})
     assert alone is not None
     assert alone.hubs[0].x == alone.width / 2
+
+
+def test_labels_of_degrees_do_not_touch():
+    hubs = [
+        {"board": name, "region": "", "longitude": east, "latitude": north, "pools": []}
+        for name, east, north in (
+            ("shanghai", 121.5, 31.2),
+            ("guizhou", 106.7, 26.6),
+            ("ningxia", 106.3, 38.5),
+        )
+    ]
+    drawn = world(hubs, [], {}, {})
+    for labels in (drawn.columns, drawn.rows):
+        places = sorted(place for place, _ in labels)
+        assert len(places) >= 2
+        assert all(right - left >= 55 for left, right in pairwise(places))
 
 
 def test_ranks_hold_what_the_strategy_says():

@@ -8,6 +8,7 @@ from typing import Any
 WIDTH = 640
 MARGIN = 80
 STEPS = (1, 2, 5, 10, 20, 30)
+LABEL = 60  # units between two labels of degrees
 SPAN_MIN = 6.0  # degrees: one hub alone is not a world
 STONES_MAX = 24
 
@@ -86,7 +87,7 @@ def world(
     def y_of(latitude: float) -> float:
         return round(MARGIN + (north - latitude) * scale, 1)
 
-    step = next((step for step in STEPS if max(east - west, north - south) / step <= 10), STEPS[-1])
+    step = next((step for step in STEPS if step * narrow * scale >= LABEL), STEPS[-1])
     most = max(sum(pool["devices"] for pool in board["pools"]) for board in placed) or 1
     hubs, movers = [], []
     for board in placed:

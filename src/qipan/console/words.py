@@ -8,6 +8,7 @@ WORDS: dict[str, tuple[str, str]] = {
     "skip": ("跳到内容", "skip to content"),
     "other": ("English", "中文"),
     "board": ("棋盘", "Board"), "submit": ("提交", "Submit"), "tasks": ("任务", "Tasks"), "task": ("任务", "Task"),
+    "task.one": ("任务", "task"), "task.many": ("任务", "tasks"), "device.one": ("设备", "device"), "device.many": ("设备", "devices"),
     "supply": ("供给", "Supply"), "prices": ("价格", "Prices"), "money": ("账务", "Money"), "decisions": ("决策", "Decisions"),
     "live": ("实时", "live"), "offline": ("连接中断，正在重连", "connection lost, trying again"), "lost": ("失去", "lost"),
     "free": ("空闲", "free"), "leased": ("已租", "leased"), "devices": ("设备", "devices"), "of": ("共", "of"),
