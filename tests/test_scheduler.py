@@ -235,6 +235,21 @@ def test_while_one_parks_for_a_dearer_task_no_other_is_parked_for_it_as_well(pol
     assert commands(decide(state, asked, Moment(5001, 5001)), Stop) == []
 
 
+def test_under_jct_no_other_task_is_parked_either_while_one_parks_for_longer_than_a_minute():
+    state = leaf_state(12, policy="jct")
+    for number, name in enumerate("abc"):
+        at_s = 3000.0 + number
+        long = order(name, counts=(4,), work_s=1e6, submitted_s=at_s)
+        decide(state, [TaskSubmitted(long, 0)], Moment(at_s, at_s))
+        run_until_started(state, name, at_s)
+    decide(state, [TaskSubmitted(order("short", counts=(4,), submitted_s=5000.0), 0)], Moment(5000, 5000))
+    stops = []
+    for at_s in range(5060, 5480, 60):
+        busy = [DevicesBusy(TaskId(name), ENGINE, 1, 0.9, 5000.0, float(at_s)) for name in "abc"]
+        stops += commands(decide(state, busy, Moment(at_s, at_s)), Stop)
+    assert len(stops) == 1
+
+
 def lost_after(state: State, number: int, saved_s: float, *, told: bool) -> str:
     """Attempt `number` of task a is lost, with this much saved; `told` before, while it ran.  What is decided of it."""
     run_until_started(state, "a", float(number))

@@ -158,8 +158,9 @@ def _chosen_whole(state: State, draft: Draft, movable: list[TaskState]) -> dict[
         if task.engine is not None:
             for need in task.needs:
                 capacity[engine_key(task.engine, need.chip_class)] += need.devices
-    if not large(state) and state.settings.policy not in CHOOSERS:
-        # Who waits for what is given up makes nobody else give way.  A large board keeps it for who it is promised to.
+    if not large(state) and state.settings.policy not in PEERS:
+        # Who waits for what is given up makes nobody else give way.  A large board keeps it for who it is promised to; a peer's policy
+        # is about what there is: shown what is to come, sia moves four times as many.
         for task in (*state.tasks.in_phase(Phase.STOPPING), *state.tasks.in_phase(Phase.RESIZING)):
             key = engine_key(EngineId(task.engine or ""), task.needs[0].chip_class)
             if key in capacity:
