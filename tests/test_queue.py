@@ -228,6 +228,22 @@ def test_a_node_that_is_to_go_makes_no_room_among_devices_of_another_class(tmp_p
     assert seats.free(CHIP) == [], "two can be used, and are"
 
 
+def test_an_engine_remembers_the_newest_of_the_tasks_that_hold_nothing_any_more(tmp_path, monkeypatch):
+    """All that it remembers of commands is written at each of them, and at each renewal; how tasks ended is told in one message."""
+    monkeypatch.setattr("qipan.engines.journal.OVER_MAX", 3)
+    journal = Journal(tmp_path)
+    order = Order(TaskId("held"), "me", "held", Curve((), 10.0), 1, 0.0)
+    held = Held(LeaseId("l"), 1, 1, order, (Need(CHIP, 1),), (0,), 60.0, 60.0)
+    for number, name in enumerate(("held", "t1", "t2", "t3", "t4", "t5", "t2"), 1):
+        assert journal.newer(TaskId(name), 1, number)
+    journal.hold(held)
+    again = Journal(tmp_path)
+    assert list(again.commands) == ["held", "t4", "t5", "t2"]
+    assert not again.newer(TaskId("t2"), 1, 7), "heard before"
+    again.over = {TaskId(name): "done" for name in ("held", "t1", "t2", "t3", "t4")}
+    assert again.ends() == (("t2", "done"), ("t3", "done"), ("t4", "done"))
+
+
 def test_what_sbatch_is_asked_is_what_slurmrestd_is_asked():
     pool = Pool(PoolId("dc/a"), BoardId("dc"), CHIP, 16, 4, 1, resource="gpu:sim")
     given = {

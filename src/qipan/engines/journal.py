@@ -19,6 +19,7 @@ from qipan.events import (
     encode,
 )
 from qipan.leases import LeaseId, Room, TaskId
+from qipan.scheduler.census import OVER_MAX
 
 
 class Journal:
@@ -31,7 +32,7 @@ class Journal:
         self._count = 0  # of lines
         self._fresh: list[Fact] = []  # the last of them
         self.held: dict[TaskId, Held] = {}
-        #: (term, generation) of the last command for each task
+        #: (term, generation) of the last command for each task held here, and for the newest OVER_MAX others; the newest last
         self.commands: dict[TaskId, tuple[int, int]] = {}
         self.started: set[tuple[TaskId, int]] = set()  # attempts
         self.ended: set[tuple[TaskId, int]] = set()
@@ -76,8 +77,13 @@ class Journal:
         """Whether this command comes after all others for the task; it is counted as the last one then."""
         if (term, generation) <= self.commands.get(task_id, (0, 0)):
             return False
+        self.commands.pop(task_id, None)
         self.commands[task_id] = (term, generation)
         return True
+
+    def ends(self) -> tuple[tuple[TaskId, str], ...]:
+        """How tasks ended here that hold nothing now, the newest OVER_MAX of them."""
+        return tuple(one for one in self.over.items() if one[0] not in self.held)[-OVER_MAX:]
 
     def _write(self, lines: bytes) -> None:
         """Whole or not at all: what is said next must not stand behind half a line."""
@@ -98,6 +104,8 @@ class Journal:
             return [(at, _fact(line)) for at, line in enumerate(file, 1) if at > number and line != b"\n"]
 
     def _save(self) -> None:
+        for task_id in [one for one in self.commands if one not in self.held][:-OVER_MAX]:
+            del self.commands[task_id]
         part = self._folder / "held.part"
         part.write_bytes(msgspec.json.encode((self.held, self.commands)))
         part.rename(self._folder / "held.json")

@@ -199,10 +199,8 @@ class LeafEngine:
             )
             for held in self.journal.held.values()
         )  # fmt: skip
-        over = tuple(
-            (task_id, how) for task_id, how in self.journal.over.items() if task_id not in self.journal.held
-        )
-        self.journal.say(TasksHeld(self.engine, term_seen, command.asked_lease_s, held, over))
+        ends = self.journal.ends()
+        self.journal.say(TasksHeld(self.engine, term_seen, command.asked_lease_s, held, ends))
 
     def observe(self, after: int) -> list[tuple[int, Fact]]:
         self.journal.go_on_behind(after)
