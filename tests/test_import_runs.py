@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from qipan.cli.tables import print_directives
 from qipan.workload import foreach
-from qipan.workload.imports import read_job
+from qipan.workload.imports import parse_job, read_job
 
 HERE = Path(__file__).parent
 TABLE = yaml.safe_load((HERE / "import_runs.yaml").read_text())
@@ -60,6 +61,12 @@ def calls(path, programs, folder):
     subprocess.run(["bash", "-c", run], env=env, cwd=folder, check=True, capture_output=True, timeout=60)
     log = folder / "log"
     return [json.loads(line) for line in log.read_text().splitlines()] if log.exists() else []
+
+
+def test_a_script_of_several_lines_keeps_its_line_of_the_table(capsys):
+    _, directives = parse_job("name: a\nrun: |\n  first\n  second\nresources: {accelerators: A100:1}\n")
+    print_directives(directives)
+    assert any("first second" in line and " used " in line for line in capsys.readouterr().out.splitlines())
 
 
 def test_the_table_has_thirty_files_of_the_four_tools():

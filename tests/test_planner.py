@@ -5,9 +5,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from qipan.catalogue import load_catalogue
+from qipan.console.sayings import say
 from qipan.hardware import BoardId, BoardSpec, ChipClassId, Pool, PoolId, Probe
 from qipan.planner import plan_task
 from qipan.planner.costs import costs
+from qipan.planner.plan import rank
 from qipan.planner.space import space
 from qipan.strategy import check_strategy
 from qipan.workload import Limits
@@ -48,6 +50,16 @@ def test_an_option_says_what_it_costs_when_it_ends_and_why_not():
         assert option.cost_p50_micro_cny > 0
         assert bool(option.why_not) == (option.option_id != plan.chosen)
     assert any(option.on_front for option in plan.options)
+
+
+def test_an_option_that_ends_when_the_chosen_one_does_says_so():
+    option = plan_task(POEMS, tree(), vocab=2696).options[0]
+    dearer = replace(option, option_id="other", cost_p50_micro_cny=option.cost_p50_micro_cny + 1_000_000)
+    ranked = rank([option, dearer], lambda one: one.cost_p50_micro_cny)
+    assert [one.why_not for one in ranked] == ["", "dearer by 1.00 CNY, ends at the same time"]
+    assert say(ranked[1].why_not, "zh") == "贵 1.00 CNY，同时结束"
+    sooner = rank([option, replace(dearer, finish_p50_s=1.0)], lambda one: one.cost_p50_micro_cny)[1]
+    assert say(sooner.why_not, "zh").startswith("贵 1.00 CNY，早 ")
 
 
 @given(st.floats(1.1, 100))

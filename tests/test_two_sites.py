@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from qipan.cli.tables import print_submitted
 from qipan.engines.probing import probe_tree
 from qipan.errors import Infeasible, InvalidInput
 from qipan.hardware import Probe
@@ -43,6 +44,22 @@ def plan(task=None, **changes):
     site = load_site(EXAMPLES / "sites" / "two-sites.yaml")
     root = measured(site.root, yan1=2e9, tai3=1e9, heng2=1e9)
     return plan_sites(task, "t-1", root, site.links, "h:1", {"shanghai": "h:2", "ningxia": "h:3"})
+
+
+def test_a_submission_names_every_site_and_what_they_cost_together(capsys):
+    one = {
+        "place": "a",
+        "devices": 1,
+        "chip_class": "sim/a",
+        "finish_p50_s": 30.0,
+        "cost_p50_micro_cny": 1_000_000,
+    }
+    other = {**one, "place": "b", "devices": 2, "finish_p50_s": 40.0}
+    plan = {"options": [one, other], "meetings": {"text": "2 sites meet"}}
+    print_submitted({"task_id": "t-1", "directives": [], "plan": plan}, Path("two"))
+    said = capsys.readouterr().out.splitlines()[0]
+    assert "planned at a on 1 x sim/a, b on 2 x sim/a, about 40s, 2.00 CNY" in said
+    assert said.endswith("follow it with: qipan logs -f t-1 --store two")
 
 
 def test_rows_go_to_sites_and_ranks_by_measured_speed():

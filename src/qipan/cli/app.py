@@ -171,7 +171,11 @@ def submit(task: Path, json_: Json = False, store: StoreDir = None, key: str = "
     from qipan.client import Task
 
     checked = Task.from_yaml(task)  # the same check as the server's, so that the error needs no server
-    tell(client(store).submit(checked, key or None).answer, json_, tables.print_submitted)
+    tell(
+        client(store).submit(checked, key or None).answer,
+        json_,
+        lambda answer: tables.print_submitted(answer, store),
+    )
 
 
 @app.command(name="import")

@@ -4,6 +4,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from qipan.quantities import format_bytes, format_duration, format_money
@@ -155,15 +156,21 @@ def print_option(option: "Option") -> None:
 
 def print_directives(directives: Sequence[Directive]) -> None:
     if directives:
-        rows = [[row.name, row.value[:40], str(row.line), row.fate, row.why] for row in directives]
+        rows = [
+            [row.name, " ".join(row.value.split())[:40], str(row.line), row.fate, row.why]
+            for row in directives
+        ]
         table("import", ["directive", "value", "line", "fate", "why"], rows)
 
 
-def print_submitted(answer: dict[str, Any]) -> None:
+def print_submitted(answer: dict[str, Any], store: Path | None = None) -> None:
+    """`store`: as it was named."""
     for row in answer["directives"]:
         if row["fate"] != "used":
             print(f"  {row['name']} (line {row['line']}): {row['fate']}: {row['why']}")
     options, stages = answer["plan"]["options"], answer["plan"].get("stages")
+    at = f" --store {store}" if store is not None else ""
+    follow = f"follow it with: qipan logs -f {answer['task_id']}{at}"
     if stages:
         devices = [
             f"{stage['stage']} on {one['devices']} x {one['chip_class']}"
@@ -172,15 +179,16 @@ def print_submitted(answer: dict[str, Any]) -> None:
         cost = sum(one["cost_p50_micro_cny"] for one in options)
         ends_s = max(stage["ends_s"] for stage in stages)
         print(
-            f"{answer['task_id']}: submitted; planned {', '.join(devices)}, about {format_duration(ends_s)}, {format_money(cost)}"
+            f"{answer['task_id']}: submitted; planned {', '.join(devices)}, about {format_duration(ends_s)}, {format_money(cost)}; {follow}"
         )
         for flow in answer["plan"]["flows"]:
             print(f"  {flow['text']}")
         return
+    parts = options if answer["plan"].get("meetings") else options[:1]  # of a task over several sites all run
+    where = ", ".join(f"{one['place']} on {one['devices']} x {one['chip_class']}" for one in parts)
+    ends_s, cost = max(one["finish_p50_s"] for one in parts), sum(one["cost_p50_micro_cny"] for one in parts)
     print(
-        f"{answer['task_id']}: submitted; planned at {options[0]['place']} on {options[0]['devices']} x"
-        f" {options[0]['chip_class']}, about {format_duration(options[0]['finish_p50_s'])},"
-        f" {format_money(options[0]['cost_p50_micro_cny'])}"
+        f"{answer['task_id']}: submitted; planned at {where}, about {format_duration(ends_s)}, {format_money(cost)}; {follow}"
     )
     if answer["plan"].get("meetings"):
         print(f"  {answer['plan']['meetings']['text']}")

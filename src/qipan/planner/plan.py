@@ -525,12 +525,13 @@ def rank(options: Sequence[Option], score: Callable[[Option], float]) -> tuple[O
         )
         dearer = option.cost_p50_micro_cny - first.cost_p50_micro_cny
         later = option.finish_p50_s - first.finish_p50_s
+        end = f"{format_duration(abs(later))} {'later' if later >= 0 else 'sooner'}"
         why = (
             ""
             if option is first
             else (
                 f"{'dearer' if dearer >= 0 else 'cheaper'} by {format_money(abs(dearer))}, ends"
-                f" {format_duration(abs(later))} {'later' if later >= 0 else 'sooner'}"
+                f" {end if abs(later) >= 0.5 else 'at the same time'}"
             )
         )
         done.append(replace(option, on_front=front, why_not=why))
