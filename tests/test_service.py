@@ -27,6 +27,7 @@ from qipan.forecast import Busy, Forecast, learnt, steps_of
 from qipan.hardware import BoardId
 from qipan.leases import AskStep, EngineId, LeaseId, Offer, Order, TaskId
 from qipan.planning import order_of, plan_service
+from qipan.quantities import format_money
 from qipan.scheduler import Moment, Phase, State, decide
 from qipan.scheduler.limits import why_waiting_text
 from qipan.scheduler.snapshot import decode_state, encode_state
@@ -185,6 +186,17 @@ def test_a_plan_says_when_there_is_room_for_fewer_replicas_than_are_asked_for(re
     site = load_site("tests/tiny_site.yaml")
     _, whole = plan_service(site, parse_task(f"{FILE}replicas: {replicas}\n"), "chat-1")
     assert {option.strategy for option in whole.options} == {f"{replicas} replicas of its own script{said}"}
+
+
+def test_an_option_of_a_service_says_by_how_much_all_its_replicas_are_dearer():
+    site = load_site("qipan.yaml")
+    _, whole = plan_service(site, parse_task(FILE + "replicas: 3\n"), "chat-1")
+    first, *others = whole.options
+    assert first.option_id == whole.chosen
+    assert others
+    for other in others:
+        difference = format_money(abs(other.cost_p50_micro_cny - first.cost_p50_micro_cny))
+        assert f"by {difference}, " in other.why_not
 
 
 def test_a_budget_with_a_time_is_what_a_service_bids_and_is_divided_by_its_hours():

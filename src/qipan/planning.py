@@ -205,7 +205,8 @@ def plan_service(site: Site, task: Task, task_id: str) -> tuple[dict[str, tuple[
         )
         for option in first.options
     )  # fmt: skip
-    return parts, replace(first, task=task.name, options=options, curve=None)
+    ranked = rank(options, options.index)  # in their order: each says by how much all its replicas are dearer
+    return parts, replace(first, task=task.name, options=ranked, curve=None)
 
 
 def order_of(site: Site, task: Task, task_id: TaskId, curve: Curve, now_s: float) -> Order:

@@ -103,14 +103,17 @@ def _print_options(plan: "Plan") -> None:
         ]
         for number, option in enumerate((*plan.options, *plan.mixed), 1)
     ]
-    table(
-        f"方案 plan of {plan.task} (finish p10..p50..p90 from its start)",
-        ["#", "", "place", "chip", "devices", "strategy", "cost p50", "finish", "restart", "data"]
-        + ["odds"] * odds
-        + ["limited by"] * limits
-        + ["why not"],
-        rows,
-    )
+    if not rows:
+        print(f"方案 plan of {plan.task}: no place can run it")
+    else:
+        table(
+            f"方案 plan of {plan.task} (finish p10..p50..p90 from its start)",
+            ["#", "", "place", "chip", "devices", "strategy", "cost p50", "finish", "restart", "data"]
+            + ["odds"] * odds
+            + ["limited by"] * limits
+            + ["why not"],
+            rows,
+        )
     if plan.refused:
         refused = [[refused.place, refused.chip_class, refused.what, refused.why] for refused in plan.refused]
         table("refused", ["place", "chip", "what", "why"], refused)

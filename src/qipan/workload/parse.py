@@ -59,6 +59,14 @@ PROFILES: dict[str, tuple[Objective, bool]] = {
 NAME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 
+#: the first key of files that are none of a task -> who takes them
+OTHERS = {
+    "scenario": "give it to qipan twin FILE",
+    "site": "give it to qipan up --site FILE, or beside a task: qipan plan TASK --site FILE",
+    "quota": "give it to qipan up --rules FILE, or qipan quota check FILE",
+}
+
+
 def load_task(path: str | Path) -> Task:
     """Read and check a task file.  Raises NotFound, InvalidInput."""
     path = Path(path)
@@ -68,6 +76,9 @@ def load_task(path: str | Path) -> Task:
 
 def parse_task(text: str, file: str = "task.yaml", workdir: str = "") -> Task:
     top = read_yaml(text, file)
+    for key, takes in OTHERS.items():
+        if top.is_mapping and key in {name.value for name, _ in top.node.value}:
+            raise top.error(f"has `{key}:`, so it is no task file; {takes}")
     fields = top.fields(KEYS)
     for needed in ("kind", "name"):
         if needed not in fields:
