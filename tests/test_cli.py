@@ -10,6 +10,10 @@ import time
 from pathlib import Path
 
 import pytest
+import typer
+from typer.testing import CliRunner
+
+from qipan.cli.app import ELSEWHERE, app
 
 QIPAN = [sys.executable, "-m", "qipan.cli"]
 SITE = str(Path(__file__).parent / "tiny_site.yaml")
@@ -36,6 +40,15 @@ def test_without_a_server_the_error_names_the_command_that_starts_one(tmp_path):
     assert done.returncode == 106
     assert "qipan up --store" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_who_comes_from_another_tool_is_told_the_word_for_it_here():
+    known = set(typer.main.get_command(app).commands)
+    assert known >= set(ELSEWHERE.values())
+    assert not known & set(ELSEWHERE)
+    done = CliRunner().invoke(app, ["launch", "task.yaml"])
+    assert done.exit_code == 2
+    assert "here it is: qipan submit" in done.stderr
 
 
 def test_a_store_that_is_none_cannot_be_verified(tmp_path):

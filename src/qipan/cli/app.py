@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
+from typer.core import TyperGroup
 
 from qipan.cli.balance import balance
 from qipan.cli.check import check
@@ -31,8 +32,26 @@ from qipan.errors import InvalidInput, NotFound, QipanError
 if TYPE_CHECKING:
     from qipan.planner import Option, Plan
 
+#: what other tools call it -> what it is here
+ELSEWHERE = {
+    "launch": "submit", "run": "submit", "sbatch": "submit", "apply": "submit", "create": "submit",
+    "status": "ps", "queue": "ps", "squeue": "ps", "jobs": "ps", "list": "ps", "get": "ps", "describe": "why",
+    "stop": "cancel", "down": "cancel", "scancel": "cancel", "delete": "cancel", "ssh": "exec", "cost-report": "bill",
+    "start": "up", "serve": "up", "dashboard": "console",
+}  # fmt: skip
+
+
+class Commands(TyperGroup):
+    """Who comes from another tool is told the word for it here."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and args[0] in ELSEWHERE:
+            ctx.fail(f"No such command {args[0]!r}; here it is: qipan {ELSEWHERE[args[0]]}")
+        return super().resolve_command(ctx, args)
+
+
 app = typer.Typer(
-    no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
+    cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None,
     help="棋盘 Qipan: many data centres full of unlike AI chips, as one supply.",
 )  # fmt: skip
 
