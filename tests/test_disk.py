@@ -339,7 +339,7 @@ def test_a_board_on_a_full_disk_says_so_takes_nothing_and_goes_on_by_itself(smal
                 return False
 
         until(ends, 30, log.read_text)
-        events = Client(store).call("GET", f"/tasks/{long.task_id}/events")
+        events = list(Client(store).list(f"/tasks/{long.task_id}/events", "events"))
         assert str(events).count("task_started") == 1, "it ran on, once"
     finally:
         process.terminate()

@@ -292,7 +292,7 @@ class World:
 
     def slow_of(self, task_id: str) -> list[dict]:
         """What facts of the nation say of slow ranks of a task."""
-        events = Client(self.folder / "cn").call("GET", f"/tasks/{task_id}/events")["events"]
+        events = Client(self.folder / "cn").list(f"/tasks/{task_id}/events", "events")
         details = [event["fact"]["detail"] for event in events if "detail" in event["fact"]]
         return [told for told in map(json.loads, filter(None, details)) if told.get("event") == "slow"]
 
