@@ -28,7 +28,7 @@ TASKS, HOURS = 60, 3
 
 
 def main() -> None:
-    given = arguments("ablations", worlds=3, instances=200, devices=100_000, tasks=20_000)
+    given = arguments("ablations", worlds=24, instances=200, devices=100_000, tasks=20_000)
     data = data_folder(
         given.data,
         "Philly 2017 (msr-fiddle/philly-traces) and Gavel's throughputs (stanford-futuredata/gavel)",

@@ -22,6 +22,7 @@ from typing import Any
 from benchmarks.form import Figure, arguments, data_folder, write
 from benchmarks.utilisation import (
     CHIP_OF,
+    FIRST_DAY,
     PEAK,
     REGIONS,
     SERVICE_BID,
@@ -48,7 +49,7 @@ def main() -> None:
         given.data,
         "Philly 2017, ServeGen's client rates (alibaba/ServeGen), Gavel's throughputs (stanford-futuredata/gavel)",
     )
-    setting = Setting.read(data, given.days, given.seed, given.elastic)
+    setting = Setting.read(data, FIRST_DAY, given.days, given.seed, given.elastic)
     setting = replace(setting, jobs=setting.jobs[:: given.sample])
     rows, figures = [], []
     for load in map(float, given.loads.split(",")):

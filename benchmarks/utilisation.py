@@ -77,6 +77,7 @@ def main() -> None:
     given = arguments(
         "utilisation",
         days=1.0,
+        first_day=FIRST_DAY,
         seed=0,
         elastic=0.7,
         policy="revenue",
@@ -88,7 +89,7 @@ def main() -> None:
         given.data,
         "Philly 2017, ServeGen's client rates (alibaba/ServeGen), Gavel's throughputs (stanford-futuredata/gavel)",
     )
-    world = Setting.read(data, given.days, given.seed, given.elastic)
+    world = Setting.read(data, given.first_day, given.days, given.seed, given.elastic)
     rows, ratios = [], []
     saturation = 0.0
     for load in map(float, given.loads.split(",")):
@@ -130,6 +131,7 @@ def main() -> None:
         given.json,
         figures,
         rows,
+        first_day=given.first_day,
         days=given.days,
         seed=given.seed,
         elastic=given.elastic,
@@ -148,7 +150,7 @@ class Setting:
     span_s: float
 
     @classmethod
-    def read(cls, data: Path, days: float, seed: int, elastic: float) -> "Setting":
+    def read(cls, data: Path, first_day: int, days: float, seed: int, elastic: float) -> "Setting":
         table = parquet.read_table(
             data / "traces/training/philly_2017.parquet",
             columns=["vc", "submit_s", "duration_s", "num_accelerators"],
@@ -164,7 +166,7 @@ class Setting:
             work = min(row["duration_s"], LONGEST_S) * row["num_accelerators"]
             weight[row["vc"]] = weight.get(row["vc"], 0.0) + work / whole_s
         homes, demand = settled(weight)
-        rng, span_s, first_s = random.Random(seed), days * 86_400, FIRST_DAY * 86_400.0
+        rng, span_s, first_s = random.Random(seed), days * 86_400, first_day * 86_400.0
         jobs = [
             job(number, row, homes[row["vc"]], speeds, first_s, rng, elastic)
             for number, row in enumerate(rows)
