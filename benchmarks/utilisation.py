@@ -77,7 +77,7 @@ def main() -> None:
     given = arguments(
         "utilisation",
         days=1.0,
-        first_day=FIRST_DAY,
+        start=FIRST_DAY,
         seed=0,
         elastic=0.7,
         policy="revenue",
@@ -89,7 +89,7 @@ def main() -> None:
         given.data,
         "Philly 2017, ServeGen's client rates (alibaba/ServeGen), Gavel's throughputs (stanford-futuredata/gavel)",
     )
-    world = Setting.read(data, given.first_day, given.days, given.seed, given.elastic)
+    world = Setting.read(data, given.start, given.days, given.seed, given.elastic)
     rows, ratios = [], []
     saturation = 0.0
     for load in map(float, given.loads.split(",")):
@@ -131,7 +131,7 @@ def main() -> None:
         given.json,
         figures,
         rows,
-        first_day=given.first_day,
+        start=given.start,
         days=given.days,
         seed=given.seed,
         elastic=given.elastic,
@@ -150,7 +150,7 @@ class Setting:
     span_s: float
 
     @classmethod
-    def read(cls, data: Path, first_day: int, days: float, seed: int, elastic: float) -> "Setting":
+    def read(cls, data: Path, start: int, days: float, seed: int, elastic: float) -> "Setting":
         table = parquet.read_table(
             data / "traces/training/philly_2017.parquet",
             columns=["vc", "submit_s", "duration_s", "num_accelerators"],
@@ -166,12 +166,16 @@ class Setting:
             work = min(row["duration_s"], LONGEST_S) * row["num_accelerators"]
             weight[row["vc"]] = weight.get(row["vc"], 0.0) + work / whole_s
         homes, demand = settled(weight)
-        rng, span_s, first_s = random.Random(seed), days * 86_400, first_day * 86_400.0
+        rng, span_s, first_s = random.Random(seed), days * 86_400, start * 86_400.0
         jobs = [
             job(number, row, homes[row["vc"]], speeds, first_s, rng, elastic)
             for number, row in enumerate(rows)
             if first_s <= row["submit_s"] < first_s + span_s
         ]
+        if not jobs:
+            raise SystemExit(
+                f"no job of Philly begins from day {start:g} to {start + days:g}; try --start 40"
+            )
         return cls(tuple(jobs), demand, tides(data, math.ceil(days * 24)), span_s)
 
     def devices(self, load: float) -> dict[str, int]:
@@ -274,8 +278,9 @@ class Setting:
     # ---- compared ------------------------------------------------------------------------------------------------------
 
     def slowdowns(self, outcome: Outcome) -> list[float]:
+        """Infinite for a gang that no centre is large enough for any more."""
         return sorted(
-            (outcome.ended[one.order.task_id] - one.submitted_s) / max(LEAST_S, one.run_s)
+            (outcome.ended.get(one.order.task_id, math.inf) - one.submitted_s) / max(LEAST_S, one.run_s)
             for one in self.jobs
         )
 

@@ -367,3 +367,29 @@ def test_a_wide_task_has_a_reservation_beside_what_is_kept():
     assert told(state, [long], 3) == [], "it would end after the wide one can begin"
     short = of("bob", "short", 2, preemptible=False, work_s=10.0)
     assert told(state, [short], 4) == [("short", "placed")]
+
+
+def test_above_a_dearer_task_goes_where_a_cheaper_one_gives_way_not_to_what_is_kept():
+    """Bob fills dc1 for little; dc2 is free, and kept for alice by a rule of the board above."""
+    state = State(BoardId("top"))
+    asks = {"dc1": (AskStep(4, 2 * TARIFF),), "dc2": (AskStep(4, 0),)}
+    free = {name: Offer(FAST, 4, (AskStep(4, 0),), 4, TARIFF, name, "east") for name in asks}
+    offered = [EngineOffered(EngineId(name), (offer,), chooses=True) for name, offer in free.items()]
+    decide(state, [*offered, RulesSet((QuotaRule(BoardId("top"), "alice", floor=4),))], Moment(0, 0))
+    decide(state, [of("bob", "cheap", 4)], Moment(1, 1))
+    task = state.tasks[TaskId("cheap")]
+    assert task.engine == "dc1"
+    granted = LeaseGranted(task.task_id, task.lease_id, task.engine, task.generation, task.needs)
+    decide(state, [granted], Moment(2, 2))
+    task = state.tasks[TaskId("cheap")]
+    started = TaskStarted(
+        task.task_id, task.lease_id, task.engine, task.generation, 1, task.point_id, task.needs, "dc1/engine"
+    )  # fmt: skip
+    decide(state, [started], Moment(2, 2))
+    full = replace(free["dc1"], asks=asks["dc1"])
+    decide(state, [EngineOffered(EngineId("dc1"), (full,), chooses=True)], Moment(3, 3))
+    assert not commands(decide(state, [of("bob", "poor", 4)], Moment(4, 4)), Reserve)
+    dear = decide(state, [of("carol", "dear", 4, bid=50 * TARIFF)], Moment(5, 5))
+    assert [sent.engine for sent in dear.commands if isinstance(sent.command, Reserve)] == ["dc1"]
+    own = decide(state, [of("alice", "own", 4)], Moment(6, 6))
+    assert [sent.engine for sent in own.commands if isinstance(sent.command, Reserve)] == ["dc2"]

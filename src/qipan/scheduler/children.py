@@ -14,7 +14,8 @@ import numpy as np
 
 from qipan.curves import Point
 from qipan.leases import EngineId, Offer, TaskId
-from qipan.scheduler.ask_table import ChipAsks, Floats, ask_tables, in_regions
+from qipan.rules import Refusal
+from qipan.scheduler.ask_table import ChipAsks, Floats, Ints, ask_tables, in_regions
 from qipan.scheduler.asks import SECONDS_PER_HOUR, child_key, engine_key
 from qipan.scheduler.backfill import Reservation, ends_of, parks, reserved, reserves, soonest, tell_reserved
 from qipan.scheduler.bids import Worth, progress_value, steady, worth_of
@@ -70,9 +71,12 @@ class Children:
             table = self._table_for(task, point)
             if table is None or owner.value * point.rate < table.least(point.devices) / SECONDS_PER_HOUR:
                 continue  # nothing is worth more to its owner than its whole progress
-            if self.refused_by_rule(task, point):
+            no = self.refusal(task, point)
+            if no is not None and not no.short:
                 continue
             score = self._scores(table, point, owner, moves)
+            if no is not None:  # what is kept for an owner lies where devices are free
+                score = np.where(self._free(table) <= point.devices - no.short, score, -1.0)
             if task.order.entered_at:
                 score = np.where(
                     score >= 0, score + owner.value * self._shares(table, task.order.entered_at), score
@@ -102,11 +106,28 @@ class Children:
 
     order_of: dict[EngineId, int] = field(default_factory=dict)
 
-    def refused_by_rule(self, task: TaskState, point: Point) -> bool:
-        """What this tick ordered before is counted."""
-        return refused_by_rule(self.state, self.draft, task, point, point.devices, self.taken) is not None
+    def refusal(self, task: TaskState, point: Point) -> Refusal | None:
+        """By the rules; what this tick ordered before is counted."""
+        return refused_by_rule(self.state, self.draft, task, point, point.devices, self.taken)
 
     taken: dict[tuple[str, str], int] = field(default_factory=dict)  # (tenant, chip class) -> devices ordered
+
+    def _free(self, table: ChipAsks) -> Ints:
+        """Devices per row that this board's tasks do not hold: where there are none, a task takes what cheaper ones give up."""
+        chip = table.offers[0].chip_class
+        known = self._free_of.get(chip)
+        if known is None:
+            held: dict[tuple[EngineId, str], int] = {}
+            for engine in {*table.engines}:
+                for task in self.state.tasks.at_chip(engine_key(engine, chip)):
+                    at = engine, checkpoint_at(task)
+                    held[at] = held.get(at, 0) + task.devices
+            rows = zip(table.engines, table.offers, strict=True)
+            here = np.array([held.get((engine, offer.site), 0) for engine, offer in rows], dtype=np.int64)
+            known = self._free_of[chip] = table.devices - here
+        return known
+
+    _free_of: dict[str, Ints] = field(default_factory=dict)
 
     def score(self, task: TaskState, seat: ChildSeat, owner: Worth) -> float:
         """What the task's owner gains per second at this point and place, the ask taken off, and what it counts for that it entered
@@ -115,7 +136,7 @@ class Children:
             self.state, task, child_key(seat.engine, seat.offer), seat.point, self.draft.moment.now_s
         ):
             return -1.0
-        if self.state.tasks.lent and self.refused_by_rule(task, seat.point):
+        if self.state.tasks.lent and self.refusal(task, seat.point) is not None:
             return -1.0
         ask = seat.table.price(seat.row, seat.point.devices)
         move = Moves(self.state, task).to(seat.offer.site)
@@ -145,7 +166,7 @@ class Children:
         rows: dict[str, tuple[ChipAsks, int]] = {}
         for point in task.order.curve.points:
             table = self._table_for(task, point)
-            if table is None or self.refused_by_rule(task, point):
+            if table is None or self.refusal(task, point) is not None:
                 continue
             for row, (engine, offer) in enumerate(zip(table.engines, table.offers, strict=True)):
                 have = int(table.total[row] - table.sent[row])
