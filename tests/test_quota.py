@@ -26,7 +26,7 @@ from qipan.twin import World, check_end
 from qipan.twin.quota_check import QuotaWatch
 from test_scheduler import ENGINE, commands, leaf_state, run_until_started
 from test_twin import LARGE, stormy_world
-from worlds import FAST, TARIFF, order
+from worlds import FAST, SLOW, TARIFF, order
 
 pytestmark = pytest.mark.computes
 
@@ -196,6 +196,8 @@ def test_rules_hold_above_too():
 # ---- in storms, held against by code apart -----------------------------------------------------------------------------
 
 STORM_RULES = (
+    QuotaRule(BoardId("cn"), "alice", share=0.3),
+    QuotaRule(BoardId("east"), "bob", floor=2),
     QuotaRule(BoardId("dc1"), "alice", floor=2),
     QuotaRule(BoardId("dc2"), "alice", share=0.5),
     QuotaRule(BoardId("dc3"), "bob", floor=2, loan=Loan(30.0)),
@@ -393,3 +395,44 @@ def test_above_a_dearer_task_goes_where_a_cheaper_one_gives_way_not_to_what_is_k
     assert [sent.engine for sent in dear.commands if isinstance(sent.command, Reserve)] == ["dc1"]
     own = decide(state, [of("alice", "own", 4)], Moment(6, 6))
     assert [sent.engine for sent in own.commands if isinstance(sent.command, Reserve)] == ["dc2"]
+
+
+@BOARDS
+def test_what_is_taken_back_of_one_chip_class_goes_to_the_owner_though_others_are_free(look_at_all_up_to):
+    """A share of all chips: the dearer borrower took the class that the owner waits for again and again, since as many of the other were free."""
+    state = State(BoardId("dc"), Settings(look_at_all_up_to=look_at_all_up_to))
+    offers = tuple(Offer(chip, 4, (), 4, TARIFF, "dc", "east") for chip in (FAST, SLOW))
+    decide(state, [EngineOffered(ENGINE, offers, chooses=False)], Moment(0, 0))
+    decide(state, [RulesSet((QuotaRule(DC, "alice", share=0.5),))], Moment(0.5, 0.5))
+    told(state, [of("bob", "b", 4, bid=50 * TARIFF, chips=(SLOW,))], 1)
+    run_until_started(state, "b", 1.0)
+    assert told(state, [of("alice", "a", 2, chips=(SLOW,))], 2) == [("b", "reclaimed")]
+    after = told(state, [parked(state, "b", 3.0)], 3)
+    assert after[0] == ("a", "placed")
+    assert ("b", "placed") not in after
+    run_until_started(state, "a", 3.0)
+    assert [told(state, [], float(now_s)) for now_s in range(4, 70)] == [[]] * 66
+
+
+def test_above_nobody_else_goes_where_devices_come_free_for_an_owner():
+    """The board below grew a borrower that came at once into all that the owner waited for."""
+    state = State(BoardId("top"))
+    rule = QuotaRule(BoardId("top"), "alice", share=0.5)
+    full = Offer(SLOW, 4, (AskStep(4, 2 * TARIFF),), 4, TARIFF, "dc2", "west")
+    free = replace(full, asks=(AskStep(4, 0),))
+    other = Offer(FAST, 4, (AskStep(4, 0),), 4, TARIFF, "dc1", "east")
+    offered = [EngineOffered(EngineId(one.site), (one,), chooses=True) for one in (free, other)]
+    decide(state, [*offered, RulesSet((rule,))], Moment(0, 0))
+    borrower = order("b", counts=(1, 2, 4), chips=(SLOW,), bid=50 * TARIFF)
+    decide(state, [TaskSubmitted(replace(borrower, tenant="bob"), 0)], Moment(1, 1))
+    task = state.tasks[TaskId("b")]
+    granted = LeaseGranted(task.task_id, task.lease_id, task.engine, task.generation, task.needs)
+    decide(state, [granted], Moment(2, 2))
+    task = state.tasks[TaskId("b")]
+    at = (task.lease_id, task.engine, task.generation, 1, task.point_id, task.needs, "dc2/engine")
+    decide(state, [TaskStarted(task.task_id, *at)], Moment(2, 2))
+    decide(state, [EngineOffered(EngineId("dc2"), (full,), chooses=True)], Moment(3, 3))
+    assert told(state, [of("alice", "a", 2, chips=(SLOW,))], 4) == [("b", "reclaimed")]
+    exited = replace(parked(state, "b", 5.0), engine=EngineId("dc2"))
+    back = decide(state, [exited, EngineOffered(EngineId("dc2"), (free,), chooses=True)], Moment(5, 5))
+    assert [command.task_id for command in commands(back, Reserve)] == ["a"]

@@ -178,6 +178,7 @@ def _take_over(state: State, fact: TasksHeld, held: HeldTask, draft: Draft) -> N
         why_waiting="",
         promised_until_s=0.0,
         promised="",
+        owed=None,
         lent=known.lent if stops else (),
         checkpoint_longer=held.order.checkpoint_longer,
     )

@@ -9,6 +9,7 @@ import heapq
 from bisect import insort
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -21,7 +22,7 @@ from qipan.scheduler.backfill import Reservation, ends_of, parks, reserved, rese
 from qipan.scheduler.bids import Worth, progress_value, steady, worth_of
 from qipan.scheduler.entered import leads_to, shares
 from qipan.scheduler.moves import Moves, checkpoint_at, worth_there
-from qipan.scheduler.owners import refused_by_rule
+from qipan.scheduler.owners import owed_at, refused_by_rule
 from qipan.scheduler.state import Draft, State, TaskState
 from qipan.scheduler.tasks import Group
 
@@ -77,6 +78,9 @@ class Children:
             score = self._scores(table, point, owner, moves)
             if no is not None:  # what is kept for an owner lies where devices are free
                 score = np.where(self._free(table) <= point.devices - no.short, score, -1.0)
+            owed = self._owed(task, table)
+            if owed is not None:
+                score = np.where(owed, -1.0, score)
             if task.order.entered_at:
                 score = np.where(
                     score >= 0, score + owner.value * self._shares(table, task.order.entered_at), score
@@ -127,6 +131,19 @@ class Children:
             known = self._free_of[chip] = table.devices - here
         return known
 
+    def _owed(self, task: TaskState, table: ChipAsks) -> Any:
+        """The rows where devices come free for others that they are owed to: whoever went there would be grown into them.  None for none."""
+        if not self.state.tasks.owed:
+            return None
+        now_s, rows = self.draft.moment.now_s, zip(table.engines, table.offers, strict=True)
+        return np.array(
+            [
+                owed_at(self.state, now_s, task, engine_key(engine, offer.chip_class), offer) > 0
+                for engine, offer in rows
+            ],
+            dtype=bool,
+        )
+
     _free_of: dict[str, Ints] = field(default_factory=dict)
 
     def score(self, task: TaskState, seat: ChildSeat, owner: Worth) -> float:
@@ -137,6 +154,9 @@ class Children:
         ):
             return -1.0
         if self.state.tasks.lent and self.refusal(task, seat.point) is not None:
+            return -1.0
+        owed = self._owed(task, seat.table)
+        if owed is not None and owed[seat.row]:
             return -1.0
         ask = seat.table.price(seat.row, seat.point.devices)
         move = Moves(self.state, task).to(seat.offer.site)

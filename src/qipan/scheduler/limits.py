@@ -11,7 +11,7 @@ from qipan.scheduler.bids import worth_of
 from qipan.scheduler.conditions import unmet
 from qipan.scheduler.gangs import gang_in_line
 from qipan.scheduler.moves import Moves, worth_there
-from qipan.scheduler.owners import refused_by_rule
+from qipan.scheduler.owners import owed_at, refused_by_rule
 from qipan.scheduler.preemptions import limited, spared_by, why_spared
 from qipan.scheduler.state import Draft, Moment, Phase, State, TaskState, named_to
 
@@ -103,6 +103,11 @@ def _met(
                 lacking = None if known.chooses else unmet(state, draft, task, engine, point)
                 if lacking is not None:
                     limits.add(lacking.text)
+                    continue
+                key = engine_key(engine, offer.chip_class)
+                owed = owed_at(state, now_s, task, key, offer) if state.tasks.owed else 0
+                if owed and (known.chooses or free[key] - owed < point.devices):
+                    limits.add(f"{owed} devices at {where} go back to their owner, whose task waits for them")
                     continue
                 price = known.electricity_of(offer.chip_class)
                 power, move = price * point.devices, moves.to(offer.site)

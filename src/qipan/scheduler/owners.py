@@ -6,7 +6,7 @@ from functools import cache
 from types import MappingProxyType
 
 from qipan.curves import Point
-from qipan.leases import EngineId, TaskId
+from qipan.leases import EngineId, Offer, TaskId
 from qipan.quantities import format_devices
 from qipan.quota import QuotaRule
 from qipan.rules import Holdings, Parks, Refusal, entitled, may_borrow, refusal
@@ -95,6 +95,24 @@ def refused_by_rule(
     if helps and short <= max(0, no.short if no is not None else 0):
         return no
     return Refusal("idle", why_kept(state, task, chip, kept.of), short)
+
+
+def owed_at(state: State, now_s: float, task: TaskState, key: str, offer: Offer | None = None) -> int:
+    """Devices of "engine|chip class" that borrowers gave back, or do, for others than the task that wait for them; at the site of an
+    `offer` when there are several."""
+    owed = 0
+    for name in state.tasks.owed:
+        other = state.tasks[name]
+        if (
+            other.owed is not None
+            and other.owed[0] == key
+            and other.order.tenant != task.order.tenant
+            and other.phase is Phase.QUEUED
+            and other.promised_until_s > now_s
+            and (offer is None or allows(other.order, offer))
+        ):
+            owed += other.owed[1]
+    return owed
 
 
 def took(state: State, draft: Draft, task: TaskState, point: Point) -> None:
@@ -252,13 +270,14 @@ def _take_back(
         if best is None or devices - free - coming < best[0]:
             best, sites = (devices - free - coming, engine, coming), some
     if best is not None:
+        key = engine_key(best[1], "+".join(sorted(chips)))
         if best[0] + best[2] > 0 and not task.promised_until_s:
             state.tasks[task.task_id] = replace(
                 task,
                 why_waiting=f"waits for devices of {task.order.tenant} that a borrower gives back",
                 promised_until_s=draft.moment.now_s + state.settings.lease_s,
+                owed=(key, devices),
             )
-        key = engine_key(best[1], "+".join(sorted(chips)))
         spoken[key] = spoken.get(key, 0) + devices
         _park(state, draft, owner, chips, best[1], best[0], sites)
 

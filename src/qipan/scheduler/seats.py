@@ -13,7 +13,7 @@ from qipan.scheduler.asks import engine_key
 from qipan.scheduler.bids import time_left_s
 from qipan.scheduler.conditions import set_down, unmet
 from qipan.scheduler.moves import checkpoint_at
-from qipan.scheduler.owners import refused_by_rule, took
+from qipan.scheduler.owners import owed_at, refused_by_rule, took
 from qipan.scheduler.state import Draft, EngineState, Phase, State, TaskState, ToEngine, lease_for
 
 
@@ -95,12 +95,14 @@ def seat_for(state: State, draft: Draft, task: TaskState, seat: Seat) -> Seat | 
     if not short:
         return seat if short == 0 else None
     key, more = seat.needs[0][0], more_than_held(task, seat.point)
-    free = sum(
-        offer.devices
-        for offer in state.engines[seat.engine].offers
-        if key == engine_key(seat.engine, offer.chip_class)
-    )
-    return replace(seat, short=short, beside=max(0, free - state.tasks.held.get(key, 0) + short - more))
+    return replace(seat, short=short, beside=max(0, _free_at(state, seat.engine, key) + short - more))
+
+
+def _free_at(state: State, engine: EngineId, key: str) -> int:
+    """Devices of "engine|chip class" that no task holds."""
+    offers = state.engines[engine].offers
+    there = sum(offer.devices for offer in offers if key == engine_key(engine, offer.chip_class))
+    return there - state.tasks.held.get(key, 0)
 
 
 def _short(
@@ -111,14 +113,17 @@ def _short(
     taken: Mapping[tuple[str, str], int] = MappingProxyType({}),
 ) -> int | None:
     """Devices that others must give up first; None: the seat is forbidden all the same."""
-    short = 0
-    if state.reserves:
-        more = more_than_held(task, seat.point)
+    short, more = 0, more_than_held(task, seat.point)
+    if state.reserves and more > 0:
         refused = refused_by_rule(state, draft, task, seat.point, more, taken)
         if refused is not None:
             if not refused.short:
                 return None
             short = refused.short
+        for key, _ in seat.needs:
+            owed = owed_at(state, draft.moment.now_s, task, key)
+            if owed:
+                short = max(short, owed + more - _free_at(state, seat.engine, key))
     return short if unmet(state, draft, task, seat.engine, seat.point) is None else None
 
 
@@ -144,6 +149,7 @@ def reserve(state: State, task: TaskState, engine: EngineId, point: Point, draft
         why_waiting="",
         promised_until_s=0.0,
         promised="",
+        owed=None,
         idle_since_s=None,
         noticed_s=None,
         lent=(),

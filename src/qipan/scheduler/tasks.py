@@ -158,6 +158,7 @@ class Tasks(dict[TaskId, "TaskState"]):
         self.by_lease: dict[LeaseId, TaskId] = {}  # the lease held below
         self.refusing: set[TaskId] = set()  # some engine refused it lately
         self.promised: set[TaskId] = set()  # a seat is being freed for it
+        self.owed: set[TaskId] = set()  # borrowers give devices back for it
         self.idle: set[TaskId] = set()  # its devices hardly work
         self.lent: set[TaskId] = set()  # it was parked for standing idle, or by its forecast
         self.lent_of: tuple[object, dict[str, LentDevices]] | None = None  # under which rules, kept by `idle`
@@ -200,6 +201,8 @@ class Tasks(dict[TaskId, "TaskState"]):
             self.promised.add(task_id)
         elif before is not None and before.promised:
             self.promised.discard(task_id)
+        if (task.owed is not None) is not (before is not None and before.owed is not None):
+            self.owed ^= {task_id}
         if (task.idle_since_s is not None) is not (before is not None and before.idle_since_s is not None):
             self.idle ^= {task_id}
         if bool(task.lent) is not (before is not None and bool(before.lent)):
@@ -235,6 +238,7 @@ class Tasks(dict[TaskId, "TaskState"]):
         self._disuse(task.order.curve.points)
         self.refusing.discard(task_id)
         self.promised.discard(task_id)
+        self.owed.discard(task_id)
         self.idle.discard(task_id)
         self.lent.discard(task_id)
         self.lent_of = None
