@@ -21,6 +21,7 @@ from qipan.leases import AskStep, EngineId, Offer, TaskId, Usage
 from qipan.quota import Loan, QuotaRule
 from qipan.rules import check_rules, parse_rules
 from qipan.scheduler import Moment, Phase, Settings, State, decide
+from qipan.scheduler.asks import asks_of
 from qipan.scheduler.limits import why_waiting_text
 from qipan.twin import World, check_end
 from qipan.twin.quota_check import QuotaWatch
@@ -436,3 +437,32 @@ def test_above_nobody_else_goes_where_devices_come_free_for_an_owner():
     exited = replace(parked(state, "b", 5.0), engine=EngineId("dc2"))
     back = decide(state, [exited, EngineOffered(EngineId("dc2"), (free,), chooses=True)], Moment(5, 5))
     assert [command.task_id for command in commands(back, Reserve)] == ["a"]
+
+
+def test_what_is_its_tenants_own_above_is_not_taken_below_for_a_dearer_bid():
+    """The board below parked it for a borrower that bid more, the one above had the borrower parked for it, and so on."""
+    above = State(BoardId("top"))
+    offer = Offer(FAST, 8, (AskStep(8, 0),), 8, TARIFF, "dc1", "east")
+    decide(above, [EngineOffered(EngineId("dc1"), (offer,), chooses=True)], Moment(0, 0))
+    decide(above, [RulesSet((QuotaRule(BoardId("top"), "alice", floor=3, loan=Loan(600.0)),))], Moment(0, 0))
+    sent = commands(decide(above, [of("alice", "a", 2)], Moment(1, 1)), Reserve)
+    sent += commands(decide(above, [of("alice", "b", 2), of("bob", "c", 2)], Moment(2, 2)), Reserve)
+    assert {str(one.task_id): one.order.own for one in sent} == {"a": 2, "b": 1, "c": 0}
+
+    below = leaf_state(4)
+    decide(below, [TaskSubmitted(replace(of("alice", "a", 2).order, own=2), 0)], Moment(1, 1))
+    run_until_started(below, "a", 1.0)
+    decide(below, [of("bob", "c", 2)], Moment(1, 1))
+    run_until_started(below, "c", 1.0)
+    assert [step.devices for asked in asks_of(below, Moment(2, 2)) for step in asked.asks] == [2]
+    assert not commands(decide(below, [of("bob", "dear", 4, bid=50 * TARIFF)], Moment(2, 2)), Stop)
+    parks = commands(decide(below, [of("bob", "less", 2, bid=50 * TARIFF)], Moment(3, 3)), Stop)
+    assert [command.task_id for command in parks] == ["c"]
+
+
+def test_what_is_its_tenants_own_above_may_be_taken_by_its_own_dearer_task():
+    below = leaf_state(2)
+    decide(below, [TaskSubmitted(replace(of("alice", "a", 2).order, own=2), 0)], Moment(1, 1))
+    run_until_started(below, "a", 1.0)
+    dear = commands(decide(below, [of("alice", "dear", 2, bid=50 * TARIFF)], Moment(2, 2)), Stop)
+    assert [command.task_id for command in dear] == ["a"]

@@ -139,6 +139,7 @@ class Order:
         ""  # the board where it was submitted, where it runs if that is good enough; empty: the top
     )
     hours: Hours | None = None  # of a service's replica: when it is wanted
+    own: int = 0  # so many devices are its tenant's own by a rule of a board above: no other tenant's dearer bid takes them
 
     @property
     def yields(self) -> bool:

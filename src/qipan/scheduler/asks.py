@@ -145,7 +145,12 @@ def _leaf_ask(state: State, engine: EngineId, offer: Offer, free: int, moment: M
             if task.phase is Phase.RUNNING and task.order.yields
         ]
         for task in within_limits(state, running, moment.now_s):
-            steps += _give_up(state, task, offer, moment)
+            left = task.devices
+            for step in _give_up(state, task, offer, moment):
+                left -= step.devices
+                if left < task.order.own:
+                    break
+                steps.append(step)
     steps.sort(key=lambda step: (step.price_micro_cny_per_device_hour, step.devices))
     steps = steps[: state.settings.ask_steps]
     return replace(offer, asks=tuple(steps), largest_gang=sum(step.devices for step in steps), holders=())

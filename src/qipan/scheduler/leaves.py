@@ -3,6 +3,7 @@
 Every queued and running task bids with the points it may use, and the allocation's winners run.
 """
 
+from collections.abc import Mapping
 from dataclasses import replace
 from heapq import heapify, heappop, heapreplace
 
@@ -21,7 +22,7 @@ from qipan.scheduler.entered import can_go_home
 from qipan.scheduler.gangs import PASSES, Aside, barred_of_gangs, gang_fits, gang_in_line, lines_of, torn
 from qipan.scheduler.movable import cheapest, hungriest, makes_room
 from qipan.scheduler.moves import Moves, worth_there
-from qipan.scheduler.owners import freeing, is_own, not_owned
+from qipan.scheduler.owners import freeing, own_of, owned
 from qipan.scheduler.policies import CHOOSERS, PEERS, Contender, Option
 from qipan.scheduler.preemptions import note, within_limits
 from qipan.scheduler.reshaping import change_s, ran_s, spared, start_again, unsaved_s
@@ -46,11 +47,14 @@ def allocate_leaves(state: State, draft: Draft, groups: list[Group]) -> None:
         return
     if not (groups or draft.anew or draft.chips or state.tasks.freed):
         return
-    movable = not_owned(state, draft, _who_bids(state, draft, groups))
-    movable = within_limits(state, movable, draft.moment.now_s)
+    movable = within_limits(state, _who_bids(state, draft, groups), draft.moment.now_s)
     if not any(task.phase is Phase.QUEUED or task.order.elastic for task in movable):
         return
     chosen = _chosen_whole(state, draft, movable)
+    own = owned(state, draft, movable)
+    while lost := _lost_to_others(movable, chosen, own):
+        movable = [task for task in movable if task.task_id not in lost]
+        chosen = _chosen_whole(state, draft, movable)
     if _put_off(state, draft, movable, chosen):
         return
     # Whoever gives devices up is told first; who takes them does when they are confirmed free.
@@ -104,6 +108,28 @@ def allocate_leaves(state: State, draft: Draft, groups: list[Group]) -> None:
                 promised_until_s=draft.moment.now_s + state.settings.lease_s,
                 promised=seat.key if large(state) else "",
             )
+
+
+def _lost_to_others(
+    movable: list[TaskState], chosen: dict[str, Seat], own: Mapping[TaskId, int]
+) -> set[TaskId]:
+    """Those that would keep less than their `own` devices while another tenant gains some of the chip class."""
+    if not own:
+        return set()
+    gains: dict[str, set[str]] = {}  # chip class -> tenants
+    kept: dict[str, int] = {}
+    for task in movable:
+        seat = chosen.get(task.task_id)
+        if seat is not None:
+            kept[task.task_id] = seat.point.devices
+            if more_than_held(task, seat.point) > 0:
+                gains.setdefault(seat.point.needs[0].chip_class, set()).add(task.order.tenant)
+    return {
+        task.task_id
+        for task in movable
+        if kept.get(task.task_id, 0) < own.get(task.task_id, 0)
+        and gains.get(task.needs[0].chip_class, set()) - {task.order.tenant}
+    }
 
 
 def _takes(state: State, task: TaskState, seat: Seat | None) -> bool:
@@ -195,7 +221,8 @@ def _owners_first(state: State, draft: Draft, bidders: list[Bidder], seats: Seat
             at_once = tuple(
                 one
                 for one in bidder.candidates
-                if not own[one.point_id].short and is_own(state, draft, task, own[one.point_id].point)
+                if not (seat := own[one.point_id]).short
+                and own_of(state, draft, task, seat.point) == seat.point.devices
             )
             owners.append(replace(bidder, candidates=at_once))
     owners = [bidder for bidder in owners if bidder.candidates]

@@ -52,13 +52,16 @@ def _parks(state: State) -> Parks:
     return within
 
 
-def is_own(state: State, draft: Draft, task: TaskState, point: Point) -> bool:
-    """Whether a waiting task takes what is its tenant's own, or what it lent: nobody else may have that before it."""
+def own_of(state: State, draft: Draft, task: TaskState, point: Point) -> int:
+    """How many devices of the point that a waiting task takes are its tenant's own, or what it lent: nobody else may have those before it."""
     if task.lent:
-        return True
+        return point.devices
+    if not state.rules:
+        return 0
     holdings, chip = holdings_of(state, draft), point.needs[0].chip_class
     own = [rule for rule in state.rules if rule.tenant == task.order.tenant and rule.covers(chip)]
-    return bool(own) and all(holdings.of(rule) + point.devices <= entitled(rule, holdings) for rule in own)
+    left = min((entitled(rule, holdings) - holdings.of(rule) for rule in own), default=0)
+    return max(0, min(point.devices, left))
 
 
 def refused_by_rule(
@@ -123,33 +126,26 @@ def took(state: State, draft: Draft, task: TaskState, point: Point) -> None:
                 draft.holdings.wanted[rule] = max(0, wanted - point.devices)
 
 
-def not_owned(state: State, draft: Draft, tasks: Sequence[TaskState]) -> list[TaskState]:
-    """Those of `tasks` that may be parked for a dearer bid: of running ones the least valued whose devices their tenant holds beyond its own
-    (what is its own would be taken back at once), and all where no other tenant waits for their chip class."""
+def owned(state: State, draft: Draft, tasks: Sequence[TaskState]) -> dict[TaskId, int]:
+    """Devices that no other tenant's dearer bid takes from the running ones of `tasks`, since they would be taken back at once: what is their
+    tenant's own by a rule of a board above, and by this board's rules all but the least valued of what their tenant holds beyond its
+    own."""
+    running = [task for task in tasks if task.phase is Phase.RUNNING]
+    found = {task.task_id: min(task.devices, task.order.own) for task in running if task.order.own}
     if not any(rule.floor or rule.share for rule in state.rules):
-        return [*tasks]
-    waiting: dict[str, set[str]] = {}  # chip class -> tenants
-    for group in state.tasks.groups.values():
-        for chip in group.chips:
-            waiting.setdefault(chip, set()).add(group.tenant)
+        return found
     holdings, now_s, policy = holdings_of(state, draft), draft.moment.now_s, state.settings.policy
     left = {rule: holdings.of(rule) - entitled(rule, holdings) for rule in state.rules}
-    kept = set()
-    running = [task for task in tasks if task.phase is Phase.RUNNING]
     running.sort(key=lambda task: (progress_value(task.order, task.done_s, now_s, policy), task.task_id))
     for task in running:
-        tenant, chip = task.order.tenant, task.needs[0].chip_class
+        tenant, chip, devices = task.order.tenant, task.needs[0].chip_class, task.devices
         own = [rule for rule in state.rules if rule.tenant == tenant and rule.covers(chip)]
-        devices = task.devices
-        if (
-            waiting.get(chip, set()) <= {tenant}
-            or not any(entitled(rule, holdings) for rule in own)
-            or all(left[rule] >= devices for rule in own)
-        ):
-            kept.add(task.task_id)
+        if any(entitled(rule, holdings) for rule in own) and any(left[rule] < devices for rule in own):
+            found[task.task_id] = devices
+        else:
             for rule in own:
                 left[rule] -= devices
-    return [task for task in tasks if task.phase is not Phase.RUNNING or task.task_id in kept]
+    return found
 
 
 def reclaim(state: State, draft: Draft) -> None:

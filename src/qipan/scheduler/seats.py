@@ -13,7 +13,7 @@ from qipan.scheduler.asks import engine_key
 from qipan.scheduler.bids import time_left_s
 from qipan.scheduler.conditions import set_down, unmet
 from qipan.scheduler.moves import checkpoint_at
-from qipan.scheduler.owners import owed_at, refused_by_rule, took
+from qipan.scheduler.owners import owed_at, own_of, refused_by_rule, took
 from qipan.scheduler.state import Draft, EngineState, Phase, State, TaskState, ToEngine, lease_for
 
 
@@ -135,6 +135,7 @@ def more_than_held(task: TaskState, point: Point) -> int:
 
 def reserve(state: State, task: TaskState, engine: EngineId, point: Point, draft: Draft) -> None:
     longer = set_down(state, draft, task, engine, point)
+    own = max(task.order.own, own_of(state, draft, task, point))
     state.lease_sequence += 1
     lease_id = LeaseId(f"{state.board}-{state.term}-{state.lease_sequence}")
     task = replace(
@@ -166,6 +167,7 @@ def reserve(state: State, task: TaskState, engine: EngineId, point: Point, draft
         fence=(*task.order.fence, state.term, task.generation),
         above=task.parent.lease_id if task.parent is not None else "",
         checkpoint_longer=longer,
+        own=own,
     )
     hours = task.order.hours
     left = f"{time_left_s(task.order, point, task.done_s):.0f} s of work left at that point"
