@@ -223,6 +223,7 @@ def run_quota_storm(seed: int, settings: Settings = Settings()) -> World:  # noq
         error.add_note(f"seed {seed}: repeat with `pytest tests/test_quota.py -k 'storm and {seed}'`")
         raise
     assert watch.checked > 0
+    assert watch.preempted <= 3 * len(submitted), f"seed {seed}: {watch.preempted} stops for others"
     return world
 
 
