@@ -107,7 +107,9 @@ def _met(
                 key = engine_key(engine, offer.chip_class)
                 owed = owed_at(state, now_s, task, key, offer) if state.tasks.owed else 0
                 if owed and (known.chooses or free[key] - owed < point.devices):
-                    limits.add(f"{owed} devices at {where} go back to their owner, whose task waits for them")
+                    limits.add(
+                        f"{where} gives {format_devices(owed)} of {offer.chip_class} back to their owner, whose task waits for them"
+                    )
                     continue
                 price = known.electricity_of(offer.chip_class)
                 power, move = price * point.devices, moves.to(offer.site)
