@@ -33,8 +33,8 @@ from qipan.scheduler.policies.sia import Sia
 from qipan.scheduler.policies.tails import LeastMean, least_makespan_s
 from qipan.twin.rounds import Cadence, Outcome, run_rounds
 
-#: settings of `jct` that were run on workloads 1-6 or on the two traces; docs/benchmarks.md lists them
-VARIANTS_TRIED = {"sia": 79, "gavel": 34}
+#: settings of `jct` that were run on workloads 1-6 and 8, on some drawn from these, or on the two traces; docs/benchmarks.md lists them
+VARIANTS_TRIED = {"sia": 151, "gavel": 34}
 #: measured with the public artifacts
 SIA_REFERENCE = {"mean_jct_h": 0.636, "p99_jct_h": 9.0, "makespan_h": 13.2, "device_h": 3.57}
 GAVEL_REFERENCE = {
