@@ -1,5 +1,6 @@
 import random
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -184,3 +185,20 @@ def test_where_nobodys_gain_pays_for_devices_what_runs_is_the_best_choice():
             best = total(bidders, allocate(bidders, capacity, exact_up_to=10_000))
             assert best <= worth(bidders, runs) * (1 + 1e-3)  # HiGHS may stop at a gap of 1e-4
     assert 30 < rests < 270
+
+
+@pytest.mark.parametrize("nodes", [1, 2, 50])
+def test_adjust_displaces_the_cheapest_wherever_a_dearer_one_may_go(nodes):
+    """Every node is full of rigid tasks; with several nodes each one's price stayed at nothing, since who waits could go to the others."""
+    keys = [f"node-{n:02}" for n in range(nodes)]
+    runs = [
+        Bidder(f"runs-{key}-{i}", (Candidate(f"{key}:1", ((key, 1),), 2.0 + i / 10),), f"{key}:1")
+        for key in keys
+        for i in range(8)
+    ]
+    anywhere = tuple(Candidate(f"{key}:1", ((key, 1),), 50.0) for key in keys)
+    chosen = adjust([*runs, Bidder("dear", anywhere)], dict.fromkeys(keys, 8))
+    assert "dear" in chosen
+    assert len(chosen) == 8 * nodes
+    out = {one.task_id for one in runs} - {*chosen}
+    assert all(name.endswith("-0") for name in out), "one of the cheapest"

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from qipan.controller import verify
+from qipan.curves import Need
 from qipan.errors import InvalidInput
 from qipan.events import (
     EngineOffered,
@@ -16,6 +17,7 @@ from qipan.events import (
     TaskStarted,
     TaskSubmitted,
 )
+from qipan.forecast import Hours
 from qipan.hardware import BoardId
 from qipan.leases import AskStep, EngineId, Offer, TaskId, Usage
 from qipan.quota import Loan, QuotaRule
@@ -23,6 +25,7 @@ from qipan.rules import check_rules, parse_rules
 from qipan.scheduler import Moment, Phase, Settings, State, decide
 from qipan.scheduler.asks import asks_of
 from qipan.scheduler.limits import why_waiting_text
+from qipan.scheduler.state import TaskState
 from qipan.twin import World, check_end
 from qipan.twin.quota_check import QuotaWatch
 from test_scheduler import ENGINE, commands, leaf_state, run_until_started
@@ -467,3 +470,69 @@ def test_what_is_its_tenants_own_above_may_be_taken_by_its_own_dearer_task():
     run_until_started(below, "a", 1.0)
     dear = commands(decide(below, [of("alice", "dear", 2, bid=50 * TARIFF)], Moment(2, 2)), Stop)
     assert [command.task_id for command in dear] == ["a"]
+
+
+def test_two_owners_who_wait_each_have_their_borrower_parked():
+    """The devices that came free for the one were counted for the other too, and kept from both."""
+    loan = Loan(60.0)
+    state = board(QuotaRule(DC, "alice", floor=4, loan=loan), QuotaRule(DC, "carol", floor=4, loan=loan))
+    told(state, [of("bob", "b1", 4, bid=50 * TARIFF), of("bob", "b2", 4, bid=51 * TARIFF)], 1)
+    for name in ("b1", "b2"):
+        run_until_started(state, name, 1.0)
+    assert [verdict for _, verdict in told(state, [of("alice", "a", 4), of("carol", "c", 4)], 2)] == [
+        "reclaimed"
+    ] * 2
+    back = told(state, [parked(state, "b1", 3.0), parked(state, "b2", 3.0)], 3)
+    assert {("a", "placed"), ("c", "placed")} <= set(back)
+
+
+@pytest.mark.parametrize("loan", [None, Loan(60.0)])
+def test_a_floor_of_one_class_is_not_weighed_with_another_class(loan):
+    """Carol's rule is about both classes and keeps nothing: what is free, or borrowed, of the other is no floor of alice's."""
+    state = State(BoardId("dc"))
+    offers = tuple(Offer(chip, 4, (), 4, TARIFF, "dc", "east") for chip in (FAST, SLOW))
+    decide(state, [EngineOffered(ENGINE, offers, chooses=False)], Moment(0, 0))
+    rules = (QuotaRule(DC, "alice", chips=(FAST,), floor=4, loan=loan), QuotaRule(DC, "carol", ceiling=4))
+    decide(state, [RulesSet(rules)], Moment(0.5, 0.5))
+    if loan is not None:
+        told(state, [of("bob", "b", 4, chips=(SLOW,))], 1)
+        run_until_started(state, "b", 1.0)
+    assert told(state, [of("dave", "d", 4, preemptible=False)], 2) == []
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("boards", [10, 70])
+def test_what_a_lent_lease_keeps_free_above_sends_a_dearer_task_where_another_gives_way(boards):
+    """Of more boards than a group's best seats are kept of, the same ones were valued without end."""
+    state = State(BoardId("top"))
+    free = [Offer(FAST, 4, (AskStep(4, 0),), 4, TARIFF, f"dc{i}", "east") for i in range(boards)]
+    decide(state, [EngineOffered(EngineId(one.site), (one,), chooses=True) for one in free], Moment(0, 0))
+    decide(state, [of("bob", f"b{i:02}", 4) for i in range(boards)], Moment(1, 1))
+    for i in range(boards):
+        task = state.tasks[TaskId(f"b{i:02}")]
+        granted = LeaseGranted(task.task_id, task.lease_id, task.engine, task.generation, task.needs)
+        decide(state, [granted], Moment(2, 2))
+        task = state.tasks[task.task_id]
+        at = (
+            task.lease_id,
+            task.engine,
+            task.generation,
+            1,
+            task.point_id,
+            task.needs,
+            f"{task.engine}/engine",
+        )
+        decide(state, [TaskStarted(task.task_id, *at)], Moment(2, 2))
+    offers = [replace(one, asks=(AskStep(4, 10 * TARIFF),)) for one in free]
+    offers.append(Offer(FAST, 4, (AskStep(4, 5 * TARIFF),), 4, TARIFF, "idle", "east"))
+    decide(state, [EngineOffered(EngineId(one.site), (one,), chooses=True) for one in offers], Moment(3, 3))
+    hours = Hours(1, 86_400.0, 0.0, ((0.0, 86_000.0),), 60.0, 60.0)
+    service = replace(order("service", counts=(4,), bid=TARIFF // 1000), tenant="eve", hours=hours)
+    state.tasks[TaskId("service")] = TaskState(
+        service, Phase.QUEUED, 0.0, lent=(Need(FAST, 4),), turns_s=80_000.0
+    )
+    decision = decide(state, [of("carol", "dear", 4, bid=90 * TARIFF)], Moment(4, 4))
+    [sent] = [
+        one for one in decision.commands if isinstance(one.command, Reserve) and one.command.task_id == "dear"
+    ]
+    assert sent.engine != "idle"

@@ -130,7 +130,8 @@ def refusal(
         of_rule = kept_free(rule, holdings, now_s, stop_s, parks=parks)
         of_all = kept_free(rule, holdings, now_s, 0.0, parks=True)
         kept, idle = kept + of_rule, idle + of_all
-        chips |= {name for name in holdings.total if rule.covers(name)}
+        if of_rule:
+            chips |= {name for name in holdings.total if rule.covers(name)}
         if of_rule > of_all and rule.loan is not None:
             notice_s = min(notice_s, rule.loan.notice_s)
         if of_rule and (most is None or of_rule > most[0]):

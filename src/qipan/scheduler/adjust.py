@@ -10,6 +10,7 @@ A step down costs what its owner loses by it, per device (the ask curve of `asks
 sorting the candidates and of at most LOOKS looks at one.
 """
 
+import math
 from bisect import bisect_left, insort
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -93,7 +94,9 @@ def _best(bidder: Bidder, price: Mapping[str, float]) -> tuple[Candidate | None,
 def prices_of(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> dict[str, float]:
     """Value per device of each resource at which the concave hulls of those that want it fill it, one resource after the other:
     coordinate descent on the Lagrangian dual of the knapsack."""
-    price = dict.fromkeys(capacity, 0.0)
+    price = dict.fromkeys(
+        capacity, math.inf
+    )  # from 0 none would rise where all that wait may go to any of several
     times = Counter(id(bidder.candidates) for bidder in bidders)
     alike: list[tuple[dict[str, list[tuple[int, float]]], int]] = []  # points by resource, of so many bidders
     for mark, candidates in {id(bidder.candidates): bidder.candidates for bidder in bidders}.items():

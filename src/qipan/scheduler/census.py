@@ -141,7 +141,8 @@ def _take_over(state: State, fact: TasksHeld, held: HeldTask, draft: Draft) -> N
     task_id, lease_s = held.order.task_id, draft.moment.lease_s
     known = state.tasks.get(task_id)
     if known is None:
-        order = replace(held.order, fence=held.order.fence[:-2])
+        own = held.order.own if held.order.above else 0  # else it was this board that said so
+        order = replace(held.order, fence=held.order.fence[:-2], own=own)
         known = TaskState(order, Phase.QUEUED, draft.moment.now_s, preempted_s=order.preempted_s)
         if order.above:
             until_s = fact.asked_lease_s + held.lease_left_s

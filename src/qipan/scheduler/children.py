@@ -72,15 +72,12 @@ class Children:
             table = self._table_for(task, point)
             if table is None or owner.value * point.rate < table.least(point.devices) / SECONDS_PER_HOUR:
                 continue  # nothing is worth more to its owner than its whole progress
-            no = self.refusal(task, point)
-            if no is not None and not no.short:
+            kept = self._kept(task, table, point)
+            if kept is not None and kept.all():
                 continue
             score = self._scores(table, point, owner, moves)
-            if no is not None:  # what is kept for an owner lies where devices are free
-                score = np.where(self._free(table) <= point.devices - no.short, score, -1.0)
-            owed = self._owed(task, table)
-            if owed is not None:
-                score = np.where(owed, -1.0, score)
+            if kept is not None:
+                score = np.where(kept, -1.0, score)
             if task.order.entered_at:
                 score = np.where(
                     score >= 0, score + owner.value * self._shares(table, task.order.entered_at), score
@@ -116,6 +113,32 @@ class Children:
 
     taken: dict[tuple[str, str], int] = field(default_factory=dict)  # (tenant, chip class) -> devices ordered
 
+    def _kept(self, task: TaskState, table: ChipAsks, point: Point) -> Any:
+        """The rows that others have a claim to; None for none.  What a rule keeps lies where devices are free; where some come free for whom
+        they are owed to, whoever went there would be grown into them."""
+        no = self.refusal(task, point)
+        if no is not None and not no.short:
+            return np.ones(len(table.offers), dtype=bool)
+        owed = self._owed(task, table)
+        if no is None:
+            return owed
+        kept = self._free(table) > point.devices - no.short
+        return kept if owed is None else kept | owed
+
+    def _owed(self, task: TaskState, table: ChipAsks) -> Any:
+        """The rows where borrowers give devices back for others than the task's tenant; None for none."""
+        if not self.state.tasks.owed:
+            return None
+        chip, tenant, now_s = table.offers[0].chip_class, task.order.tenant, self.draft.moment.now_s
+        known = self._owed_to.get((chip, tenant))
+        if known is None:
+            rows = zip(table.engines, table.offers, strict=True)
+            owed = [
+                owed_at(self.state, now_s, task, engine_key(engine, chip), offer) for engine, offer in rows
+            ]
+            known = self._owed_to[chip, tenant] = np.array(owed) > 0
+        return known
+
     def _free(self, table: ChipAsks) -> Ints:
         """Devices per row that this board's tasks do not hold: where there are none, a task takes what cheaper ones give up."""
         chip = table.offers[0].chip_class
@@ -124,26 +147,14 @@ class Children:
             held: dict[tuple[EngineId, str], int] = {}
             for engine in {*table.engines}:
                 for task in self.state.tasks.at_chip(engine_key(engine, chip)):
-                    at = engine, checkpoint_at(task)
-                    held[at] = held.get(at, 0) + task.devices
+                    for site in {checkpoint_at(task), ""}:
+                        held[engine, site] = held.get((engine, site), 0) + task.devices
             rows = zip(table.engines, table.offers, strict=True)
             here = np.array([held.get((engine, offer.site), 0) for engine, offer in rows], dtype=np.int64)
             known = self._free_of[chip] = table.devices - here
         return known
 
-    def _owed(self, task: TaskState, table: ChipAsks) -> Any:
-        """The rows where devices come free for others that they are owed to: whoever went there would be grown into them.  None for none."""
-        if not self.state.tasks.owed:
-            return None
-        now_s, rows = self.draft.moment.now_s, zip(table.engines, table.offers, strict=True)
-        return np.array(
-            [
-                owed_at(self.state, now_s, task, engine_key(engine, offer.chip_class), offer) > 0
-                for engine, offer in rows
-            ],
-            dtype=bool,
-        )
-
+    _owed_to: dict[tuple[str, str], Any] = field(default_factory=dict)  # (chip class, tenant) -> rows
     _free_of: dict[str, Ints] = field(default_factory=dict)
 
     def score(self, task: TaskState, seat: ChildSeat, owner: Worth) -> float:
@@ -153,11 +164,10 @@ class Children:
             self.state, task, child_key(seat.engine, seat.offer), seat.point, self.draft.moment.now_s
         ):
             return -1.0
-        if self.state.tasks.lent and self.refusal(task, seat.point) is not None:
-            return -1.0
-        owed = self._owed(task, seat.table)
-        if owed is not None and owed[seat.row]:
-            return -1.0
+        if self.state.tasks.lent or self.state.tasks.owed:
+            kept = self._kept(task, seat.table, seat.point)
+            if kept is not None and kept[seat.row]:
+                return -1.0
         ask = seat.table.price(seat.row, seat.point.devices)
         move = Moves(self.state, task).to(seat.offer.site)
         worth = worth_there(owner, seat.point, seat.offer.tariff_micro_cny_per_device_hour, move)

@@ -117,7 +117,7 @@ def lapse(state: State, draft: Draft) -> None:
             refused=tuple(entry for entry in task.refused if entry[1] > now_s),
             promised_until_s=task.promised_until_s if task.promised_until_s > now_s else 0.0,
             promised=task.promised if task.promised_until_s > now_s else "",
-            owed=task.owed if task.promised_until_s > now_s else None,
+            owed=task.owed if task.owed is not None and task.owed[2] > now_s else None,
         )
         turn(state, state.tasks[task_id], draft)
 

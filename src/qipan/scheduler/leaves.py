@@ -52,8 +52,10 @@ def allocate_leaves(state: State, draft: Draft, groups: list[Group]) -> None:
         return
     chosen = _chosen_whole(state, draft, movable)
     own = owned(state, draft, movable)
-    while lost := _lost_to_others(movable, chosen, own):
-        movable = [task for task in movable if task.task_id not in lost]
+    while chips := _lost_to_others(movable, chosen, own):
+        movable = [
+            task for task in movable if task.task_id not in own or task.needs[0].chip_class not in chips
+        ]
         chosen = _chosen_whole(state, draft, movable)
     if _put_off(state, draft, movable, chosen):
         return
@@ -110,10 +112,8 @@ def allocate_leaves(state: State, draft: Draft, groups: list[Group]) -> None:
             )
 
 
-def _lost_to_others(
-    movable: list[TaskState], chosen: dict[str, Seat], own: Mapping[TaskId, int]
-) -> set[TaskId]:
-    """Those that would keep less than their `own` devices while another tenant gains some of the chip class."""
+def _lost_to_others(movable: list[TaskState], chosen: dict[str, Seat], own: Mapping[TaskId, int]) -> set[str]:
+    """Chip classes of which some task would keep less than its `own` devices while another tenant gains some."""
     if not own:
         return set()
     gains: dict[str, set[str]] = {}  # chip class -> tenants
@@ -125,7 +125,7 @@ def _lost_to_others(
             if more_than_held(task, seat.point) > 0:
                 gains.setdefault(seat.point.needs[0].chip_class, set()).add(task.order.tenant)
     return {
-        task.task_id
+        str(task.needs[0].chip_class)
         for task in movable
         if kept.get(task.task_id, 0) < own.get(task.task_id, 0)
         and gains.get(task.needs[0].chip_class, set()) - {task.order.tenant}

@@ -43,7 +43,9 @@ def _parks(state: State) -> Parks:
         for engine in state.engines:
             for task in state.tasks.at(engine):
                 point = task.point()
-                if point is not None and point.stop_s <= within_s and may_borrow(task.order, state.rules):
+                if task.phase is Phase.STOPPING or not may_borrow(task.order, state.rules):
+                    continue
+                if point is not None and point.stop_s <= within_s:
                     for need in task.needs:
                         key = task.order.tenant, str(need.chip_class)
                         found[key] = found.get(key, 0) + need.devices
@@ -111,7 +113,7 @@ def owed_at(state: State, now_s: float, task: TaskState, key: str, offer: Offer 
             and other.owed[0] == key
             and other.order.tenant != task.order.tenant
             and other.phase is Phase.QUEUED
-            and other.promised_until_s > now_s
+            and other.owed[2] > now_s
             and (offer is None or allows(other.order, offer))
         ):
             owed += other.owed[1]
@@ -151,10 +153,14 @@ def owned(state: State, draft: Draft, tasks: Sequence[TaskState]) -> dict[TaskId
 def reclaim(state: State, draft: Draft) -> None:
     """Park borrowers, the least valued first, where an owner waits for devices of its own, or where the hours of a loan end within
     its notice.  Those that already stop are counted."""
+    spoken: dict[str, int] = {}  # "engine|chip classes" -> devices for those before
+    served = set()
     for rule in state.rules:
         holdings = holdings_of(state, draft)
-        spoken: dict[str, int] = {}  # "engine|chip classes" -> devices for those before
         for task, point in list(_waiting_for(state, holdings, rule)):
+            if task.task_id in served:
+                continue
+            served.add(task.task_id)
             chip = {str(point.needs[0].chip_class)}
             loan = rule.loan
             owner = _Owner(rule.tenant, "waits for devices of its own", loan.notice_s if loan else None)
@@ -167,14 +173,13 @@ def reclaim(state: State, draft: Draft) -> None:
                 short = idle - holdings.free(chips) - _coming(state, chips)
                 owner = _Owner(rule.tenant, "lends no longer at this hour", loan.notice_s)
                 _park(state, draft, owner, chips, None, short)
-    lent: dict[str, int] = {}
     for task_id in sorted(state.tasks.lent):
         task = state.tasks[task_id]
         notice_s = notice_s_of(state, task)
         if task.phase is Phase.QUEUED and notice_s is not None:
             owner = _Owner(task.order.tenant, "takes up a lent lease again", notice_s, task_id)
             [need] = task.lent
-            _take_back(state, draft, owner, task, {str(need.chip_class)}, need.devices, lent)
+            _take_back(state, draft, owner, task, {str(need.chip_class)}, need.devices, spoken)
 
 
 @dataclass(frozen=True, slots=True)
@@ -272,7 +277,7 @@ def _take_back(
                 task,
                 why_waiting=f"waits for devices of {task.order.tenant} that a borrower gives back",
                 promised_until_s=draft.moment.now_s + state.settings.lease_s,
-                owed=(key, devices),
+                owed=(key, devices, draft.moment.now_s + state.settings.lease_s),
             )
         spoken[key] = spoken.get(key, 0) + devices
         _park(state, draft, owner, chips, best[1], best[0], sites)

@@ -99,8 +99,8 @@ class TaskState:
     reshape_s: float | None = (
         None  # what its last change of shape under this lease cost; None: there was none
     )
-    owed: tuple[str, int] | None = (
-        None  # ("engine|chip class", devices) that borrowers give back for it, until `promised_until_s`; others leave it so many
+    owed: tuple[str, int, float] | None = (
+        None  # ("engine|chip class", devices) that borrowers give back for it, and until when others leave it so many
     )
 
     @property
