@@ -239,7 +239,7 @@ def test_a_backup_that_leads_out_of_its_folder_is_refused(tmp_path):
 def test_nothing_is_written_over(backup, tmp_path):
     with pytest.raises(InvalidInput, match="is there already"):
         back_up(tmp_path / "s", backup)
-    with pytest.raises(InvalidInput, match="not empty"):
+    with pytest.raises(InvalidInput, match="is not an empty folder"):
         restore_into(backup, tmp_path / "s")
     with pytest.raises(NotFound):
         restore_into(tmp_path / "none.tar", tmp_path / "t")
