@@ -127,15 +127,15 @@ def refusal(
     for rule in rules:
         if rule.tenant == order.tenant:
             continue
-        of_rule = kept_free(rule, holdings, now_s, stop_s, parks=parks)
-        of_all = kept_free(rule, holdings, now_s, 0.0, parks=True)
-        kept, idle = kept + of_rule, idle + of_all
-        if of_rule:
+        from_it = kept_free(rule, holdings, now_s, stop_s, parks=parks)
+        from_all = kept_free(rule, holdings, now_s, 0.0, parks=True)
+        kept, idle = kept + from_it, idle + from_all
+        if from_it:
             chips |= {name for name in holdings.total if rule.covers(name)}
-        if of_rule > of_all and rule.loan is not None:
+        if from_it > from_all and rule.loan is not None:
             notice_s = min(notice_s, rule.loan.notice_s)
-        if of_rule and (most is None or of_rule > most[0]):
-            most = (of_rule, rule)
+        if from_it and (most is None or from_it > most[0]):
+            most = (from_it, rule)
     if most is None:
         return None
     short, helps = idle + more - holdings.free(chips), True

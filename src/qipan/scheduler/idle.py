@@ -142,7 +142,7 @@ def kept_of_lent(state: State, task: TaskState, chip: str, stop_s: float, *, par
     asleep = {notice_s: one for notice_s, one in lent.asleep.items() if not parks or stop_s > notice_s}
     first = lent.last_woken or min((first for _, first in asleep.values()), default=None)
     devices = sum(devices for devices, _ in asleep.values())
-    return KeptOfLent(lent.woken, devices, min(asleep, default=math.inf), first)
+    return KeptOfLent(woken=lent.woken, asleep=devices, notice_s=min(asleep, default=math.inf), of=first)
 
 
 def lent_of(state: State) -> dict[str, LentDevices]:

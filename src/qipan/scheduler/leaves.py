@@ -216,15 +216,15 @@ def _owners_first(state: State, draft: Draft, bidders: list[Bidder], seats: Seat
         return {}
     owners = []
     for bidder in bidders:
-        task, own = state.tasks[TaskId(bidder.task_id)], seats[bidder.task_id]
-        if task.phase is Phase.QUEUED and not task.order.gang:
-            at_once = tuple(
-                one
-                for one in bidder.candidates
-                if not (seat := own[one.point_id]).short
-                and own_of(state, draft, task, seat.point) == seat.point.devices
-            )
-            owners.append(replace(bidder, candidates=at_once))
+        task = state.tasks[TaskId(bidder.task_id)]
+        if task.phase is not Phase.QUEUED or task.order.gang:
+            continue
+        at_once = []
+        for one in bidder.candidates:
+            seat = seats[bidder.task_id][one.point_id]
+            if not seat.short and own_of(state, draft, task, seat.point) == seat.point.devices:
+                at_once.append(one)
+        owners.append(replace(bidder, candidates=tuple(at_once)))
     owners = [bidder for bidder in owners if bidder.candidates]
     return _chosen(state, draft, owners, seats, _free_for_all(state, draft)) if owners else {}
 

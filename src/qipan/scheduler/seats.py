@@ -19,8 +19,8 @@ from qipan.scheduler.state import Draft, EngineState, Phase, State, TaskState, T
 
 @dataclass(frozen=True, slots=True)
 class Seat:
-    """One (engine, point) that a task may take, once others gave up `short` devices there if those free are kept for an owner: `beside` are to be
-    free there then beside its own."""
+    """One (engine, point) that a task may take.  Where the free devices are kept for an owner, others give up `short` of theirs first, and
+    `beside` must stay free there beside its own."""
 
     engine: EngineId
     offer: Offer
