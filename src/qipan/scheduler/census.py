@@ -40,6 +40,8 @@ def board_started(state: State, fact: BoardStarted, draft: Draft) -> None:
         parent = task.parent
         if parent is not None and not fact.same_boot:
             parent = replace(parent, until_lease_s=lease_s)
+        elif task.engine is None:
+            continue  # it holds no lease
         # whoever had the board since this store's last tick may have renewed what is below just before
         state.tasks[task_id] = replace(task, parent=parent, lease_until_s=lease_s + state.settings.lease_s)
 
