@@ -31,10 +31,8 @@ def printed(folder: Path, task_id: str, names: Iterable[str], first: int, most: 
     for name in names:
         part = name.removeprefix(task_id).replace(".", " ", 1)
         for attempt in attempts_of(folder, name):
-            head, log = (
-                f"---{part} attempt {_number(attempt.task)} ---\n".encode(),
-                attempt.control / "log.txt",
-            )
+            head = f"---{part} attempt {_number(attempt.task)} ---\n".encode()
+            log = attempt.control / "log.txt"
             found += head[max(0, first - at) :][: most - len(found)]
             at += len(head)
             size = min(plain.size_of(log), LOG_BYTES_MAX)

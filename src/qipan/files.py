@@ -52,9 +52,7 @@ def text_in(path: Path, missing: str, bytes_max: int = BYTES_MAX) -> str:
             if (size := path.stat().st_size) > bytes_max:
                 raise InvalidInput(f"is {size} bytes; a file may have {bytes_max}", str(path))
             return path.read_text(encoding="utf-8")
-    except (
-        ValueError,
-        OSError,
-    ) as error:  # a zero byte in the name, a name too long, bytes that are no UTF-8
+    except (ValueError, OSError) as error:
+        # a zero byte in the name, a name too long, bytes that are no UTF-8
         raise InvalidInput(f"cannot be read as UTF-8 text: {error}", str(path)) from None
     raise NotFound(f"{path}: {missing}")

@@ -154,14 +154,14 @@ def granted(answer: httpx.Response) -> dict[str, Any]:
 
 def checked_url(url: str) -> str:
     """Raises InvalidInput."""
-    parts = parts_of(url)
+    parts = url_parts(url)
     local = parts.hostname in ("127.0.0.1", "::1", "localhost")
     if not parts.hostname or parts.query or parts.fragment or parts.username or parts.path.strip("/") or (parts.scheme != "https" and not (local and parts.scheme == "http")):  # fmt: skip
         raise InvalidInput(f"{url[:100]!r} is no address of a server; give https://HOST:PORT")
     return f"{parts.scheme}://{parts.netloc}"
 
 
-def parts_of(url: str) -> SplitResult:
+def url_parts(url: str) -> SplitResult:
     """Those of an address that somebody else wrote; one that is malformed has none."""
     try:
         parts = urlsplit(url)
@@ -218,7 +218,7 @@ class DeviceFlow:
             ) from None
         self.whole = str(begun.get("verification_uri_complete", ""))
         for url in (self.where, self.whole or self.where):
-            if parts_of(url).scheme not in ("https", "http"):
+            if url_parts(url).scheme not in ("https", "http"):
                 raise NotAllowed(f"the provider {issuer} sends people to {url[:100]!r}, which is no web page")
         self._token_end = str(ends[1])
         self._asked = {"grant_type": DEVICE_GRANT, "device_code": begun["device_code"], "client_id": oidc["client_id"]}  # fmt: skip
@@ -258,7 +258,8 @@ def device_flow(
 
 def _told(issuer: str, method: str, url: str, form: dict[str, str] | None = None) -> dict[str, Any]:
     """What a provider answers; its refusals are answers, too."""
-    if not parts_of(url).hostname or parts_of(url).scheme != parts_of(issuer).scheme:
+    parts = url_parts(url)
+    if not parts.hostname or parts.scheme != url_parts(issuer).scheme:
         raise NotAllowed(
             f"the provider {issuer} leads to {url[:100]!r}, which is no address or has another scheme"
         )

@@ -24,7 +24,7 @@ from qipan.errors import InvalidInput, NotAllowed, QipanError, Unreachable
 from qipan.files import text_in
 from qipan.login.roles import ROLES
 from qipan.quantities import parse_duration_s
-from qipan.sessions import parts_of
+from qipan.sessions import url_parts
 from qipan.workload.reader import Value, read_yaml
 
 #: signatures with a public key only: a symmetric one would make of the public key a secret that everybody knows
@@ -163,7 +163,7 @@ def described_by(issuer: str) -> dict[str, Any]:
 
 def check_issuer(url: str) -> None:
     """Raises InvalidInput."""
-    parts = parts_of(url)
+    parts = url_parts(url)
     local = parts.hostname in ("127.0.0.1", "::1", "localhost")
     if not parts.hostname or parts.query or parts.fragment or (parts.scheme != "https" and not (local and parts.scheme == "http")):  # fmt: skip
         raise InvalidInput(f"{url[:100]!r} is no address of a provider; give https://HOST[/PATH]")

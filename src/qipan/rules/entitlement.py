@@ -50,11 +50,9 @@ class Holdings:
         for (tenant, chip), devices in self.parks(within_s).items():
             if chip in wanted:
                 found[tenant] = found.get(tenant, 0) + devices
-        for tenant in found:
-            own = [rule for rule in rules if rule.tenant == tenant and any(map(rule.covers, wanted))]
-            beyond = max((self.of(rule) - entitled(rule, self) for rule in own), default=found[tenant])
-            found[tenant] = min(found[tenant], max(0, beyond))
-        return sum(found.values())
+        return sum(
+            min(devices, max(0, beyond_own(rules, self, tenant, wanted))) for tenant, devices in found.items()
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +66,34 @@ class Refusal:
 
 def entitled(rule: QuotaRule, holdings: Holdings) -> int:
     return max(rule.floor, int(rule.share * holdings.all_of(rule)))
+
+
+def beyond_own(rules: Iterable[QuotaRule], holdings: Holdings, tenant: str, chips: Iterable[str]) -> int:
+    """Devices of the chip classes that the tenant holds beyond its own; all where no rule is about it."""
+    wanted = set(chips)
+    own = [rule for rule in rules if rule.tenant == tenant and any(map(rule.covers, wanted))]
+    if not own:
+        return sum(holdings.held.get((tenant, chip), 0) for chip in wanted)
+    return max(holdings.of(rule) - entitled(rule, holdings) for rule in own)
+
+
+def shortfall(
+    rules: Iterable[QuotaRule],
+    holdings: Holdings,
+    chips: Iterable[str],
+    more: int,
+    *,
+    free: int,
+    lent: int,
+    within_s: float,
+) -> int | None:
+    """Devices of the chip classes that others must give up before `more` may be taken, when `free` are to stay free and `lent` beside them free
+    or at borrowers that give them back within so long; None where that would not help."""
+    chips = set(chips)
+    left = holdings.free(chips) - free - more
+    if lent > max(0, left) and lent > left + holdings.lent(rules, chips, within_s):
+        return None
+    return max(0, -left)
 
 
 def may_borrow(order: Order, rules: Iterable[QuotaRule]) -> bool:
@@ -123,13 +149,13 @@ def refusal(
     if own and all(holdings.of(rule) + more <= entitled(rule, holdings) for rule in own):
         parks = True  # its own: only what others keep for themselves is out of reach
         stop_s = 0.0
-    kept, idle, chips, most, notice_s = 0, 0, {chip}, None, math.inf
+    free, lent, chips, most, notice_s = 0, 0, {chip}, None, math.inf
     for rule in rules:
         if rule.tenant == order.tenant:
             continue
         from_it = kept_free(rule, holdings, now_s, stop_s, parks=parks)
         from_all = kept_free(rule, holdings, now_s, 0.0, parks=True)
-        kept, idle = kept + from_it, idle + from_all
+        free, lent = free + from_all, lent + from_it - from_all
         if from_it:
             chips |= {name for name in holdings.total if rule.covers(name)}
         if from_it > from_all and rule.loan is not None:
@@ -138,11 +164,9 @@ def refusal(
             most = (from_it, rule)
     if most is None:
         return None
-    short, helps = idle + more - holdings.free(chips), True
-    if kept > idle and kept + more > holdings.free(chips):
-        helps = kept + more <= holdings.free(chips) + holdings.lent(rules, chips, notice_s)
-    if short > 0 or not helps:
-        short, loan = short if helps else 0, most[1].loan
+    found = shortfall(rules, holdings, chips, more, free=free, lent=lent, within_s=notice_s)
+    if found != 0:
+        short, loan = found or 0, most[1].loan
         if parked_enough is not None and may_borrow(order, own):
             rate = parked_enough.per_task
             how = f"it was parked {rate}, as often as {parked_enough.name()} allows, and borrows nothing meanwhile"

@@ -94,9 +94,8 @@ def _best(bidder: Bidder, price: Mapping[str, float]) -> tuple[Candidate | None,
 def prices_of(bidders: Sequence[Bidder], capacity: Mapping[str, int]) -> dict[str, float]:
     """Value per device of each resource at which the concave hulls of those that want it fill it, one resource after the other:
     coordinate descent on the Lagrangian dual of the knapsack."""
-    price = dict.fromkeys(
-        capacity, math.inf
-    )  # from 0 none would rise where all that wait may go to any of several
+    # From 0 none would rise where all that wait may go to any of several.
+    price = dict.fromkeys(capacity, math.inf)
     times = Counter(id(bidder.candidates) for bidder in bidders)
     alike: list[tuple[dict[str, list[tuple[int, float]]], int]] = []  # points by resource, of so many bidders
     for mark, candidates in {id(bidder.candidates): bidder.candidates for bidder in bidders}.items():

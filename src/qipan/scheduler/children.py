@@ -72,12 +72,12 @@ class Children:
             table = self._table_for(task, point)
             if table is None or owner.value * point.rate < table.least(point.devices) / SECONDS_PER_HOUR:
                 continue  # nothing is worth more to its owner than its whole progress
-            kept = self._kept(task, table, point)
-            if kept is not None and kept.all():
+            claimed = self._claimed(task, table, point)
+            if claimed is not None and claimed.all():
                 continue
             score = self._scores(table, point, owner, moves)
-            if kept is not None:
-                score = np.where(kept, -1.0, score)
+            if claimed is not None:
+                score = np.where(claimed, -1.0, score)
             if task.order.entered_at:
                 score = np.where(
                     score >= 0, score + owner.value * self._shares(table, task.order.entered_at), score
@@ -113,7 +113,7 @@ class Children:
 
     taken: dict[tuple[str, str], int] = field(default_factory=dict)  # (tenant, chip class) -> devices ordered
 
-    def _kept(self, task: TaskState, table: ChipAsks, point: Point) -> Any:
+    def _claimed(self, task: TaskState, table: ChipAsks, point: Point) -> Any:
         """The rows that others have a claim to; None for none.  What a rule keeps lies where devices are free; where some come free for whom
         they are owed to, whoever went there would be grown into them."""
         no = self.refusal(task, point)
@@ -165,8 +165,8 @@ class Children:
         ):
             return -1.0
         if self.state.tasks.lent or self.state.tasks.owed:
-            kept = self._kept(task, seat.table, seat.point)
-            if kept is not None and kept[seat.row]:
+            claimed = self._claimed(task, seat.table, seat.point)
+            if claimed is not None and claimed[seat.row]:
                 return -1.0
         ask = seat.table.price(seat.row, seat.point.devices)
         move = Moves(self.state, task).to(seat.offer.site)

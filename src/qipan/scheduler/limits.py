@@ -105,7 +105,7 @@ def _met(
                     limits.add(lacking.text)
                     continue
                 key = engine_key(engine, offer.chip_class)
-                owed = owed_at(state, now_s, task, key, offer) if state.tasks.owed else 0
+                owed = owed_at(state, now_s, task, key, offer)
                 if owed and (known.chooses or free[key] - owed < point.devices):
                     limits.add(
                         f"{where} gives {format_devices(owed)} of {offer.chip_class} back to their owner, whose task waits for them"
@@ -122,7 +122,7 @@ def _met(
                         f" {point.point_id} is worth {worth / 1e6:.4f}"
                     )
                     continue
-                have = free[engine_key(engine, offer.chip_class)] if not known.chooses else offer.largest_gang
+                have = free[key] if not known.chooses else offer.largest_gang
                 at = f"{engine}|{offer.chip_class}" + (f"|{offer.site}" if known.chooses else "")
                 kept_for = first_of(state) if state.first_at == at and not goes_first(state, task) else None
                 if kept_for not in (None, task) and have >= point.devices:
@@ -135,7 +135,7 @@ def _met(
                         f"{where} has {format_devices(have)} of {offer.chip_class} to give at once, it needs {point.devices}"
                     )
                     if not known.chooses:
-                        limits |= _spared(state, engine_key(engine, offer.chip_class), now_s)
+                        limits |= _spared(state, key, now_s)
                     continue
                 sent = state.sent_down.get(child_key(engine, offer), 0)
                 ask = price_of(offer, point.devices, sent)

@@ -9,7 +9,7 @@ from qipan.curves import Point
 from qipan.leases import EngineId, Offer, TaskId
 from qipan.quantities import format_devices
 from qipan.quota import QuotaRule
-from qipan.rules import Holdings, Parks, Refusal, entitled, may_borrow, refusal
+from qipan.rules import Holdings, Parks, Refusal, beyond_own, entitled, may_borrow, refusal, shortfall
 from qipan.scheduler.ask_table import allows
 from qipan.scheduler.asks import engine_key, offered
 from qipan.scheduler.bids import progress_value
@@ -42,9 +42,9 @@ def _parks(state: State) -> Parks:
         found: dict[tuple[str, str], int] = {}
         for engine in state.engines:
             for task in state.tasks.at(engine):
-                point = task.point()
                 if task.phase is Phase.STOPPING or not may_borrow(task.order, state.rules):
                     continue
+                point = task.point()
                 if point is not None and point.stop_s <= within_s:
                     for need in task.needs:
                         key = task.order.tenant, str(need.chip_class)
@@ -92,14 +92,12 @@ def refused_by_rule(
     kept = kept_of_lent(state, task, chip, point.stop_s, parks=parks)
     if kept.of is None:
         return no
-    free, helps = holdings.free({chip}), True
-    if kept.woken + kept.asleep + more > free and kept.asleep:
-        lent = holdings.lent(state.rules, {chip}, kept.notice_s)
-        helps = kept.woken + kept.asleep + more <= free + lent
-    short = kept.woken + more - free if helps else 0
-    if helps and short <= max(0, no.short if no is not None else 0):
+    short = shortfall(
+        state.rules, holdings, {chip}, more, free=kept.woken, lent=kept.asleep, within_s=kept.notice_s
+    )
+    if short is not None and short <= (no.short if no is not None else 0):
         return no
-    return Refusal("idle", why_kept(state, task, chip, kept.of), short)
+    return Refusal("idle", why_kept(state, task, chip, kept.of), short or 0)
 
 
 def owed_at(state: State, now_s: float, task: TaskState, key: str, offer: Offer | None = None) -> int:
@@ -344,11 +342,7 @@ def _beyond_own(state: State, draft: Draft) -> Callable[[str, str], int]:
     holdings = holdings_of(state, draft)
 
     def beyond(tenant: str, chip: str) -> int:
-        stopping = draft.reclaimed.get((tenant, chip), 0)
-        own = [rule for rule in state.rules if rule.tenant == tenant and rule.covers(chip)]
-        if not own:
-            return holdings.held.get((tenant, chip), 0) - stopping
-        return max(holdings.of(rule) - entitled(rule, holdings) for rule in own) - stopping
+        return beyond_own(state.rules, holdings, tenant, {chip}) - draft.reclaimed.get((tenant, chip), 0)
 
     return beyond
 
